@@ -1,0 +1,1 @@
+"""Latency cost models. ``base`` has the protocol; one model a file."""

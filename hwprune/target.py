@@ -1,0 +1,268 @@
+"""TargetProfile: a hardware target as data.
+
+A target is one TOML file over the schema below. Shipped profiles live in ``targets/``; a user's live in
+``./targets/`` of the working folder or in the user's config folder and shadow shipped ones of the same name.
+``extends = "other"`` takes everything from another profile and overrides what is given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any, Iterator, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hwprune.errors import TargetError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA_VERSION = 1
+Architecture = Literal["x86_64", "aarch64", "cuda"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Codegen(_Frozen):
+    """How TVM is told about the target."""
+
+    kind: Literal["llvm", "cuda"]
+    mtriple: str | None = None
+    mcpu: str | None = None
+    mattr: tuple[str, ...] = ()
+    arch: str | None = Field(default=None, description="CUDA only: sm_XX")
+
+
+class Link(_Frozen):
+    """How a shared library for the target is linked."""
+
+    cxx: str = "c++"
+    package: str | None = Field(default=None, description="Debian package that brings `cxx`, named when it is missing")
+    emulator: tuple[str, ...] = Field(default=(), description="command that runs the target's programs here, if any")
+    sysroot: str | None = Field(default=None, description="prefix of the target's system libraries for the emulator")
+
+
+class Core(_Frozen):
+    """One core as the kernels see it."""
+
+    vector_bits: int = Field(gt=0)
+    vector_registers: int = Field(gt=0)
+    fma_per_cycle: float = Field(gt=0, description="vector fused multiply-adds started per cycle")
+    fma_latency_cycles: int = Field(default=4, gt=0)
+    frequency_mhz: float = Field(gt=0)
+    in_order: bool = False
+
+    def lanes(self, dtype_bytes: int = 4) -> int:
+        return self.vector_bits // (8 * dtype_bytes)
+
+
+class Memory(_Frozen):
+    l1d_bytes: int = Field(gt=0, description="per core")
+    l2_bytes: int = Field(gt=0, description="per core that shares it")
+    l3_bytes: int = Field(default=0, ge=0)
+    dram_gb_per_s: float = Field(gt=0)
+    l2_gb_per_s: float = Field(gt=0, description="per core")
+
+
+class Overhead(_Frozen):
+    """What a call costs beyond its work, in microseconds."""
+
+    kernel_us: float = Field(default=1.0, ge=0, description="start of one kernel, fork and join of its threads included")
+    network_us: float = Field(default=2.0, ge=0, description="call of one network")
+
+
+class TargetProfile(_Frozen):
+    """See the module docstring. Every figure has its source in ``source``, keyed by ``table.key`` or ``table``."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str
+    architecture: Architecture
+    alias_of: str | None = Field(default=None, description="shown to the user when this profile stands for another")
+    cores: int = Field(gt=0)
+    threads: int = Field(gt=0)
+    codegen: Codegen
+    link: Link = Link()
+    core: Core
+    memory: Memory
+    overhead: Overhead = Overhead()
+    source: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TargetProfile":
+        if self.threads > self.cores:
+            raise ValueError(f"`threads <= cores` must hold, but got (threads={self.threads}, cores={self.cores})")
+        if self.core.vector_bits % 32:
+            raise ValueError(f"`core.vector_bits` must be a multiple of 32, but got {self.core.vector_bits}")
+        if (self.codegen.kind == "cuda") != (self.architecture == "cuda"):
+            raise ValueError(
+                f"`codegen.kind` and `architecture` contradict each other: kind={self.codegen.kind!r}, "
+                f"architecture={self.architecture!r}"
+            )
+        if self.memory.l2_bytes < self.memory.l1d_bytes:
+            raise ValueError(
+                f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
+                f"l2_bytes={self.memory.l2_bytes})"
+            )
+        return self
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of one vector."""
+        return self.core.lanes(4)
+
+    @property
+    def peak_flops(self) -> float:
+        """float32 operations per second on ``threads`` cores; a fused multiply-add is two."""
+        return 2 * self.lanes * self.core.fma_per_cycle * self.core.frequency_mhz * 1e6 * self.threads
+
+    def runs_here(self) -> bool:
+        """Whether this machine can execute the profile's code."""
+        if platform.machine() != self.architecture:
+            return False
+        return all(a.lstrip("+") in host_features() for a in self.codegen.mattr if a.startswith("+"))
+
+    def digest(self) -> str:
+        """Hash of everything that affects generated code or a cost model."""
+        import hashlib
+
+        text = self.model_dump_json(exclude={"source", "description", "name", "alias_of"})
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# /proc/cpuinfo and LLVM do not agree on every name.
+_CPUINFO_TO_LLVM = {"avx512_vnni": "avx512vnni", "sse4_2": "sse4.2", "sse4_1": "sse4.1", "asimd": "neon"}
+
+
+def host_features() -> frozenset[str]:
+    """Instruction set extensions of this machine, under LLVM's names."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.split(":")[0].strip() in ("flags", "Features"):
+            return frozenset(_CPUINFO_TO_LLVM.get(f, f) for f in line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def search_path() -> list[Path]:
+    """Folders that are searched for ``NAME.toml``, the first hit wins."""
+    import platformdirs
+
+    return [Path.cwd() / "targets", Path(platformdirs.user_config_dir("hwprune")) / "targets", shipped_folder()]
+
+
+def shipped_folder() -> Path:
+    return Path(str(resources.files("hwprune").joinpath("targets")))
+
+
+def profiles() -> dict[str, list[Path]]:
+    """All profile files by name, in search order (the first shadows the rest)."""
+    found: dict[str, list[Path]] = {}
+    seen: set[Path] = set()
+    for folder in search_path():
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def load(name: str) -> TargetProfile:
+    """The profile called ``name``, or the one in the file ``name`` if it ends in ``.toml``.
+
+    ``native`` is this machine, probed. Raises TargetError with the nearest names, the unknown key or the value at fault.
+    """
+    if name == "native":
+        from hwprune.measure.probe import native_profile
+
+        return native_profile()
+    if name.endswith(".toml"):
+        return load_file(Path(name))
+    known = profiles()
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "native"], n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(sorted([*known, 'native']))}"
+        raise TargetError(f"unknown target {name!r}; {hint} (`hwprune targets list` shows all)")
+    return load_file(known[name][0])
+
+
+def load_file(path: Path) -> TargetProfile:
+    data = _resolve(path, ())
+    data.setdefault("name", path.stem)
+    try:
+        return TargetProfile.model_validate(data)
+    except ValidationError as err:
+        raise TargetError(f"{path}: {'; '.join(_complaints(err))}") from None
+
+
+def _resolve(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tables merged over those it extends."""
+    data = _read(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if path in seen:
+        raise TargetError(f"{path}: `extends` runs in a circle: {' -> '.join(p.stem for p in (*seen, path))}")
+    candidates = [p for p in profiles().get(str(parent), []) if p != path]
+    beside = path.parent / f"{parent}.toml"
+    if beside.is_file() and beside != path:
+        candidates.insert(0, beside)
+    if not candidates:
+        near = difflib.get_close_matches(str(parent), profiles(), n=3, cutoff=0.4)
+        raise TargetError(f"{path}: `extends = {parent!r}` names no profile" + (f"; nearest: {', '.join(near)}" if near else ""))
+    base = _resolve(candidates[0], (*seen, path))
+    base.pop("alias_of", None)
+    base["name"] = path.stem
+    return _merge(base, data)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as err:
+        raise TargetError(f"cannot read target profile {path}: {err.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise TargetError(f"{path} is not TOML: {err}") from None
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _complaints(err: ValidationError) -> Iterator[str]:
+    for item in err.errors():
+        where = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where.split(".")[-1], _keys(item["loc"]), n=1, cutoff=0.5)
+            yield f"unknown key `{where}`" + (f", did you mean `{near[0]}`?" if near else "; remove it")
+        elif item["type"] == "missing":
+            yield f"`{where}` is missing"
+        elif item["type"] == "value_error":
+            yield str(item["ctx"]["error"])
+        else:
+            yield f"`{where}` = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _keys(loc: tuple) -> list[str]:
+    model: Any = TargetProfile
+    for part in loc[:-1]:
+        model = model.model_fields[part].annotation if part in model.model_fields else None
+        if model is None or not hasattr(model, "model_fields"):
+            return []
+    return [f.alias or n for n, f in model.model_fields.items()]
+
+
