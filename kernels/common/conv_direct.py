@@ -1,0 +1,201 @@
+"""Direct convolution and matrix product on CPUs with vectors.
+
+Output tile = ht x wt pixels x (cov x lanes) channels, accumulated in registers; reduction over kernel rows, columns,
+input channels; the border is added where the parallel loop copies its rows; everything element-wise runs at the tile's
+write-back. A matrix product is the same with its rows as pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+from tvm import s_tir, tirx
+
+from hwprune.errors import Infeasible
+from hwprune.kernels.compute import compute
+from hwprune.kernels.schedule import Config, block_or_none, divisors, unroll, vectorize_innermost
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+name = "conv_direct"
+
+#: inner order of the loops over row tiles, column tiles and channel tiles
+ORDERS = ("hwc", "hcw", "chw")
+
+
+def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
+    anchor = workload.anchor
+    if anchor is None or anchor.op not in ("conv2d", "dense"):
+        return None
+    geometry = _Geometry(workload)
+    tiles = sorted(_tiles(geometry, profile), key=lambda t: _tile_cost(t, geometry, profile))
+    ranked = []
+    for rank, (ht, wt, cov) in enumerate(tiles[:12]):
+        for order in ORDERS:
+            for split, rows in _partitions(geometry, ht, cov, profile):
+                cost = _cost(geometry, profile, ht, wt, cov, order, split, rows)
+                ranked.append((cost, rank, Config.make(name, ht=ht, wt=wt, cov=cov, order=order, split=split, rows=rows)))
+    ranked.sort(key=lambda item: item[:2])
+    return [config for _, _, config in ranked]
+
+
+class _Geometry:
+    """Extents of a convolution or matrix product, pixels as (n, oh, ow)."""
+
+    def __init__(self, workload: Workload):
+        anchor = workload.anchor
+        weight = workload.inputs[anchor.args[1]].shape
+        source = workload.inputs[anchor.args[0]].shape if anchor.args[0] < len(workload.inputs) else None
+        self.blocks, self.lanes = weight[0], weight[-1]
+        if anchor.op == "dense":
+            self.kh = self.kw = 1
+            self.ci, self.n, self.oh, self.ow = weight[1], 1, 1, workload.output.shape[0]
+            self.stride, self.border, self.groups = 1, False, 1
+        else:
+            _, self.kh, self.kw, self.ci, _ = weight
+            self.n, self.oh, self.ow = anchor["out"][0], anchor["out"][1], anchor["out"][2]
+            self.stride, self.groups = anchor["stride"][0], anchor["groups"]
+            self.border = any(anchor["padding"]) or anchor.get("layout", "nhwc") == "nchw" or source is None
+        self.reduction = self.kh * self.kw * self.ci
+
+
+def _tiles(g: _Geometry, profile: TargetProfile):
+    """Register tiles that fit: accumulators plus the operands in flight stay within the register file."""
+    registers = profile.core.vector_registers - 2
+    wide = max(1, g.lanes // profile.lanes)
+    for cov in (c for c in divisors(g.blocks) if c <= 8):
+        for wt in _split_sizes(g.ow):
+            for ht in (h for h in divisors(g.oh) if h <= 4):
+                if (ht * wt * cov + cov) * wide <= registers:
+                    yield ht, wt, cov
+
+
+def _split_sizes(extent: int) -> list[int]:
+    """Tile widths: divisors, and for extents with poor ones, sizes with a remainder."""
+    sizes = {d for d in divisors(extent) if d <= 32}
+    if max((d for d in sizes if d <= 16), default=1) < 4:
+        sizes |= {s for s in (4, 6, 8) if s < extent}
+    return sorted(sizes)
+
+
+def _tile_cost(tile: tuple[int, int, int], g: _Geometry, profile: TargetProfile) -> float:
+    """Cycles per fused multiply-add, from the three limits of an inner loop: ports, latency, loads."""
+    ht, wt, cov = tile
+    core = profile.core
+    fmas = ht * wt * cov
+    ports = fmas / core.fma_per_cycle
+    latency = core.fma_latency_cycles
+    loads = (ht * wt + cov) / 2 if cov > 1 else (fmas + cov) / 2
+    waste = math.ceil(g.ow / wt) * wt / g.ow
+    return max(ports, latency, loads) / fmas * waste + 0.05 * cov / fmas
+
+
+def _partitions(g: _Geometry, ht: int, cov: int, profile: TargetProfile):
+    """How the work is cut for the threads: by rows (a chunk of rows each), by output channels, or not at all."""
+    threads = profile.threads
+    row_tiles = g.oh // ht
+    chunks = [c for c in divisors(row_tiles) if (g.n * row_tiles // c) % threads == 0 or c == 1]
+    for chunk in chunks[:2] + chunks[-1:] if len(chunks) > 3 else chunks:
+        yield "rows", chunk * ht
+    if (g.blocks // cov) % threads == 0 and threads > 1:
+        yield "channels", g.oh
+    yield "none", g.oh
+
+
+def _cost(g: _Geometry, profile: TargetProfile, ht, wt, cov, order, split, rows) -> float:
+    """Relative time of a configuration: register tile, thread balance, border copies, where operands live."""
+    tile = _tile_cost((ht, wt, cov), g, profile)
+    threads, core = profile.threads, profile.core
+    work = g.n * g.oh * g.ow * g.blocks * g.reduction / core.fma_per_cycle
+    tasks = {"rows": g.n * g.oh // rows, "channels": threads, "none": 1}[split]
+    share = math.ceil(tasks / threads) / tasks
+    cycles = work * tile * core.fma_per_cycle * share
+    if g.border:
+        height = (rows - 1) * g.stride + g.kh
+        copies = tasks if split == "rows" else g.n * (threads if split == "channels" else 1)
+        width = (g.ow - 1) * g.stride + g.kw
+        cycles += copies * share * height * width * g.ci * g.groups / g.lanes * 1.5
+    weights = 4 * g.reduction * cov * g.lanes
+    rows_bytes = 4 * ((ht - 1) * g.stride + g.kh) * g.ow * g.stride * g.ci
+    l1 = profile.memory.l1d_bytes
+    if order == "hwc" and 4 * g.reduction * g.blocks * g.lanes > l1:
+        cycles *= 1.10
+    if order in ("hcw", "chw") and weights > l1:
+        cycles *= 1.08
+    if order == "chw" and rows_bytes * rows / max(ht, 1) > l1:
+        cycles *= 1.03
+    if split != "none":
+        cycles += profile.overhead.kernel_us * core.frequency_mhz
+    return cycles
+
+
+def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
+    g = _Geometry(workload)
+    sch = s_tir.Schedule(compute(workload).primfunc())
+    conv, out, padded = sch.get_sblock("C"), sch.get_sblock("Y"), block_or_none(sch, "P")
+    ht, wt, cov = int(config["ht"]), int(config["wt"]), int(config["cov"])
+    rows, split, order = int(config["rows"]), config["split"], config["order"]
+    if g.blocks % cov or g.oh % ht or rows % ht or g.oh % rows:
+        raise Infeasible(f"{config.to_text()} does not divide {g.oh}x{g.ow}x{g.blocks} vectors")
+    if padded is not None and not g.border:
+        sch.compute_inline(padded)
+        padded = None
+
+    loops = sch.get_loops(out)
+    if workload.anchor.op == "dense":
+        pixel, channel = loops
+        batch, chunk, row, inner_row = [], None, None, None
+    else:
+        batch_loop, height, pixel, channel = loops
+        chunk, row, inner_row = sch.split(height, [None, rows // ht, ht])
+        batch = [batch_loop]
+    column, inner_column = sch.split(pixel, [None, wt])
+    block, vectors, lane = sch.split(channel, [None, cov, g.lanes])
+    outer = {"h": row, "w": column, "c": block}
+    if split == "channels":
+        if (g.blocks // cov) % profile.threads:
+            raise Infeasible(f"{g.blocks // cov} channel tiles do not divide among {profile.threads} threads")
+        task, outer["c"] = sch.split(block, [profile.threads, None])
+        head = [task, *batch, chunk]
+    else:
+        head = [*batch, chunk]
+    body = [outer[axis] for axis in order]
+    inner = [inner_row, inner_column, vectors, lane]
+    sch.reorder(*(loop for loop in [*head, *body, *inner] if loop is not None))
+    head = [loop for loop in head if loop is not None]
+    if split == "channels":
+        sch.parallel(head[0])
+        border_at = head[-1]
+    elif split == "rows" and head:
+        border_at = sch.fuse(*head)
+        sch.parallel(border_at)
+    elif split == "rows":  # a matrix product: rows are columns of pixels
+        border_at = None
+        sch.parallel(next(loop for loop in body if loop is not None))
+    else:
+        border_at = head[-1] if head else None
+    sch.vectorize(lane)
+    unroll(sch, [loop for loop in inner[:-1] if loop is not None])
+    tile_at = [loop for loop in body if loop is not None][-1]
+    _accumulate(sch, conv, tile_at, workload.anchor.op == "dense")
+    if padded is not None:
+        if border_at is None:
+            sch.compute_inline(padded)
+        else:
+            sch.compute_at(padded, border_at, preserve_unit_loops=True)
+            vectorize_innermost(sch, padded, g.lanes)
+    return sch.mod["main"]
+
+
+def _accumulate(sch: s_tir.Schedule, conv, tile_at, is_dense: bool) -> None:
+    """Accumulators in registers at ``tile_at``: initialise, reduce, with the tile unrolled and channels vectorized."""
+    sch.compute_at(conv, tile_at, preserve_unit_loops=True)
+    sch.set_scope(conv, 0, "local")
+    loops = sch.get_loops(conv)
+    spatial, reduction = (loops[-4:-1], loops[-1:]) if is_dense else (loops[-8:-3], loops[-3:])
+    lane = spatial[-1]
+    sch.reorder(*reduction, *spatial)
+    sch.vectorize(lane)
+    unroll(sch, spatial[:-1])
+    sch.decompose_reduction(conv, reduction[0])

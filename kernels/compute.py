@@ -1,0 +1,374 @@
+"""Tensor expressions of workloads: what is computed, without how.
+
+Activations are channels-last with their innermost axis padded to the vector width; weights arrive packed by
+``hwprune.compile.pack``. Lanes beyond a tensor's logical width may hold anything: nothing reads them but element-wise
+lanes of the same number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+
+from tvm import te, tirx
+
+from hwprune.errors import UnsupportedOperator
+from hwprune.workload import OpCall, Workload
+
+Expr = Callable[..., tirx.Expr]
+
+
+@dataclass
+class Computation:
+    """A workload as tensor expressions. ``padded`` is the anchor's input copy with its border, where it has one."""
+
+    inputs: list[te.Tensor]
+    output: te.Tensor
+
+    def primfunc(self) -> tirx.PrimFunc:
+        return te.create_prim_func([*self.inputs, self.output])
+
+
+def compute(workload: Workload) -> Computation:
+    """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none."""
+    inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
+    values: list[tuple[Expr, tuple[int, ...]]] = [(_reader(t), tuple(t.shape)) for t in _shaped(inputs, workload)]
+    for call in workload.ops:
+        if call.op in ANCHOR_RULES:
+            values.append(ANCHOR_RULES[call.op](call, values, workload))
+        elif call.op in ELEMENTWISE:
+            values.append(_elementwise(call, values))
+        elif call.op in MOVEMENT:
+            values.append(MOVEMENT[call.op](call, values))
+        else:
+            raise UnsupportedOperator(f"no kernel computes operator {call.op!r} (workload {workload.key})")
+    expr, shape = values[-1]
+    if tuple(workload.output.shape) != shape:
+        raise UnsupportedOperator(f"workload {workload.key} computes shape {shape}, but declares {workload.output.shape}")
+    output = te.compute(shape, lambda *index: expr(*index), name="Y")
+    return Computation(inputs, output)
+
+
+class _Shaped:
+    def __init__(self, tensor: te.Tensor, shape: tuple[int, ...]):
+        self.tensor, self.shape = tensor, shape
+
+
+def _shaped(tensors: list[te.Tensor], workload: Workload) -> list[_Shaped]:
+    return [_Shaped(t, spec.shape) for t, spec in zip(tensors, workload.inputs)]
+
+
+def _reader(item: _Shaped) -> Expr:
+    def read(*index):
+        return item.tensor(*index)
+
+    read.tensor = item.tensor
+    return read
+
+
+# --- element-wise -----------------------------------------------------------------------------------------------
+
+def _const(x: tirx.Expr, value: float) -> tirx.Expr:
+    return tirx.const(value, str(x.ty.dtype) if hasattr(x, "ty") else x.dtype)
+
+
+def _clip(x, low, high):
+    if low is not None:
+        x = tirx.max(x, _const(x, low))
+    if high is not None:
+        x = tirx.min(x, _const(x, high))
+    return x
+
+
+def _sigmoid(x):
+    return _const(x, 1.0) / (_const(x, 1.0) + tirx.exp(-x))
+
+
+def _erf(x):
+    """Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7."""
+    sign = tirx.Select(x < _const(x, 0.0), _const(x, -1.0), _const(x, 1.0))
+    a = x * sign
+    t = _const(x, 1.0) / (_const(x, 1.0) + _const(x, 0.3275911) * a)
+    poly = _const(x, 1.061405429)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        poly = poly * t + _const(x, c)
+    return sign * (_const(x, 1.0) - poly * t * tirx.exp(-a * a))
+
+
+#: operator -> function of its operands' expressions and its OpCall
+ELEMENTWISE: dict[str, Callable] = {
+    "add": lambda c, a, b: a + b,
+    "sub": lambda c, a, b: a - b,
+    "mul": lambda c, a, b: a * b,
+    "div": lambda c, a, b: a / b,
+    "maximum": lambda c, a, b: tirx.max(a, b),
+    "minimum": lambda c, a, b: tirx.min(a, b),
+    "add_scalar": lambda c, a: a + _const(a, c["value"]),
+    "mul_scalar": lambda c, a: a * _const(a, c["value"]),
+    "rsub_scalar": lambda c, a: _const(a, c["value"]) - a,
+    "relu": lambda c, a: tirx.max(a, _const(a, 0.0)),
+    "clip": lambda c, a: _clip(a, c["low"], c["high"]),
+    "leaky_relu": lambda c, a: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * _const(a, c["slope"]),
+    "prelu": lambda c, a, w: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * w,
+    "sigmoid": lambda c, a: _sigmoid(a),
+    "silu": lambda c, a: a * _sigmoid(a),
+    "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
+    "exp": lambda c, a: tirx.exp(a),
+    "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
+    "hardswish": lambda c, a: a * _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
+    "gelu": lambda c, a: a * _const(a, 0.5) * (_const(a, 1.0) + _erf(a * _const(a, 0.7071067811865476))),
+    "neg": lambda c, a: -a,
+}
+
+
+def _elementwise(call: OpCall, values) -> tuple[Expr, tuple[int, ...]]:
+    operands = [values[i] for i in call.args]
+    shape = _broadcast([s for _, s in operands])
+    function = ELEMENTWISE[call.op]
+
+    def expr(*index):
+        return function(call, *(_read_broadcast(e, s, index) for e, s in operands))
+
+    return expr, shape
+
+
+def _broadcast(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + s for s in shapes]
+    return tuple(max(dims) for dims in zip(*padded))
+
+
+def _read_broadcast(expr: Expr, shape: tuple[int, ...], index):
+    own = index[len(index) - len(shape):]
+    return expr(*(tirx.IntImm("int32", 0) if d == 1 else i for i, d in zip(own, shape)))
+
+
+# --- data movement ----------------------------------------------------------------------------------------------
+
+def _slice(call, values):
+    """Strided slice of a physical axis: ``axis``, ``start``, ``step``; ``size`` is the physical result size."""
+    expr, shape = values[call.args[0]]
+    axis, start, step = call["axis"], call["start"], call["step"]
+    limit = shape[axis] - 1
+
+    def read(*index):
+        at = index[axis] * step + start
+        if (call["size"] - 1) * step + start > limit:  # lanes of padding may reach past the end
+            at = tirx.min(at, limit)
+        return expr(*index[:axis], at, *index[axis + 1:])
+
+    return read, shape[:axis] + (call["size"],) + shape[axis + 1:]
+
+
+def _pad(call, values):
+    """Constant padding of a physical axis: source extent ``extent`` starts at ``before``; result size ``size``."""
+    expr, shape = values[call.args[0]]
+    axis, before, extent = call["axis"], call["before"], call["extent"]
+
+    def read(*index):
+        at = index[axis] - before
+        inside = tirx.all(at >= 0, at < extent)
+        value = expr(*index[:axis], at, *index[axis + 1:])
+        return tirx.if_then_else(inside, value, _const(value, call["value"]))
+
+    return read, shape[:axis] + (call["size"],) + shape[axis + 1:]
+
+
+def _concat(call, values):
+    """Concatenation along a physical axis; ``extents`` are the logical sizes of the operands; result size ``size``."""
+    operands = [values[i] for i in call.args]
+    axis, extents = call["axis"], call["extents"]
+
+    def read(*index):
+        result, end = None, sum(extents)
+        for (expr, _), extent in reversed(list(zip(operands, extents))):
+            end -= extent
+            value = expr(*index[:axis], index[axis] - end, *index[axis + 1:])
+            if result is None:  # the last operand serves the padding lanes too, clamped into its extent
+                at = tirx.min(index[axis] - end, extent - 1)
+                result = tirx.if_then_else(index[axis] >= end, expr(*index[:axis], at, *index[axis + 1:]), _const(value, 0.0))
+            else:
+                result = tirx.if_then_else(tirx.all(index[axis] >= end, index[axis] < end + extent), value, result)
+        return result
+
+    shape = list(operands[0][1])
+    shape[axis] = call["size"]
+    return read, tuple(shape)
+
+
+def _relayout(call, values):
+    """Copy between layouts. ``source``/``result`` name them; ``logical`` is the logical shape.
+
+    nchw: logical order, unpadded. nhwc: channels last, padded. rows: logical order, innermost padded.
+    flat: logical [N, C*H*W] in logical order, read from nhwc.
+    """
+    expr, shape = values[call.args[0]]
+    logical = call["logical"]
+    result = tuple(call["shape"])
+    channels_last = call["source"] == "nhwc"
+
+    def read(*index):
+        if call["result"] == "nhwc":
+            where = (index[0], index[3], index[1], index[2])
+        elif call["result"] == "flat":
+            n, c, h, w = logical
+            f = index[1]
+            where = (index[0], f // (h * w), f // w % h, f % w)
+        else:
+            where = index
+        inside = [w < d for w, d, s in zip(where, logical, _extent_of(call["result"], result)) if s > d]
+        source = (where[0], where[2], where[3], where[1]) if channels_last else where
+        value = expr(*source)
+        return tirx.if_then_else(tirx.all(*inside), value, _const(value, 0.0)) if inside else value
+
+    return read, result
+
+
+def _extent_of(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Size of each logical axis as far as the physical loop runs over it."""
+    if layout == "nhwc":
+        return shape[0], shape[3], shape[1], shape[2]
+    if layout == "flat":
+        return shape[0], shape[1], 1, 1
+    return shape
+
+
+MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayout}
+
+
+# --- anchors ----------------------------------------------------------------------------------------------------
+
+def _padded_input(call: OpCall, values, channels: int):
+    """The convolution's or pool's input with its border, NHWC over the logical channels."""
+    expr, shape = values[call.args[0]]
+    top, left, bottom, right = call["padding"]
+    nchw = call.get("layout", "nhwc") == "nchw"
+    n, h, w = (shape[0], shape[2], shape[3]) if nchw else shape[:3]
+    border = call.get("border", 0.0)
+
+    def read(b, y, x, c):
+        y, x = y - top, x - left
+        value = expr(b, c, y, x) if nchw else expr(b, y, x, c)
+        inside = [cond for cond, needed in ((y >= 0, top), (y < h, bottom), (x >= 0, left), (x < w, right)) if needed]
+        return tirx.if_then_else(tirx.all(*inside), value, _const(value, border)) if inside else value
+
+    return te.compute((n, h + top + bottom, w + left + right, channels), read, name="P")
+
+
+def _conv2d(call: OpCall, values, workload: Workload):
+    """Direct convolution. Weight packed [co/v, kh, kw, ci/groups, v]; result NHWC with co padded to v."""
+    (weight, wshape), groups = values[call.args[1]], call["groups"]
+    blocks, kh, kw, ci, v = wshape
+    padded = _padded_input(call, values, ci * groups)
+    sy, sx = call["stride"]
+    dy, dx = call["dilation"]
+    n, ph, pw, _ = padded.shape
+    oh, ow = (int(ph) - dy * (kh - 1) - 1) // sy + 1, (int(pw) - dx * (kw - 1) - 1) // sx + 1
+    ry, rx, rc = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx"), te.reduce_axis((0, ci), "rc")
+    per_group = call["channels"] // groups
+
+    def at(o, lane):
+        if groups == 1:
+            return rc
+        if per_group % v == 0:
+            return o // (per_group // v) * ci + rc
+        # lanes of one vector belong to several groups: a gather, correct if not quick
+        return tirx.min((o * v + lane) // per_group, groups - 1) * ci + rc
+
+    acc = te.compute(
+        (int(n), oh, ow, blocks, v),
+        lambda b, y, x, o, lane: te.sum(
+            padded[b, y * sy + ry * dy, x * sx + rx * dx, at(o, lane)] * weight(o, ry, rx, rc, lane), axis=[ry, rx, rc]
+        ),
+        name="C",
+    )
+    return (lambda b, y, x, c: acc[b, y, x, c // v, c % v]), (int(n), oh, ow, blocks * v)
+
+
+def _depthwise(call: OpCall, values, workload: Workload):
+    """Depthwise convolution. Weight packed [kh, kw, co]; ``multiplier`` outputs per input channel."""
+    weight, (kh, kw, co) = values[call.args[1]]
+    multiplier = call["multiplier"]
+    _, shape = values[call.args[0]]
+    channels = shape[1] if call.get("layout") == "nchw" else shape[3]
+    padded = _padded_input(call, values, channels)
+    sy, sx = call["stride"]
+    dy, dx = call["dilation"]
+    n, ph, pw, _ = padded.shape
+    oh, ow = (int(ph) - dy * (kh - 1) - 1) // sy + 1, (int(pw) - dx * (kw - 1) - 1) // sx + 1
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+
+    def channel(c):
+        at = c if multiplier == 1 else c // multiplier
+        return tirx.min(at, channels - 1) if co > channels * multiplier else at
+
+    acc = te.compute(
+        (int(n), oh, ow, co),
+        lambda b, y, x, c: te.sum(
+            padded[b, y * sy + ry * dy, x * sx + rx * dx, channel(c)] * weight(ry, rx, c), axis=[ry, rx]
+        ),
+        name="C",
+    )
+    return (lambda *i: acc(*i)), (int(n), oh, ow, co)
+
+
+def _dense(call: OpCall, values, workload: Workload):
+    """Matrix product of rows [M, K padded] with a weight packed [O/v, K, v]; result [M, O padded]."""
+    rows, rshape = values[call.args[0]]
+    weight, (blocks, k, v) = values[call.args[1]]
+    m = rshape[0]
+    rc = te.reduce_axis((0, k), "rc")
+    acc = te.compute(
+        (m, blocks, v), lambda r, o, lane: te.sum(rows(r, rc) * weight(o, rc, lane), axis=[rc]), name="C"
+    )
+    return (lambda r, c: acc[r, c // v, c % v]), (m, blocks * v)
+
+
+def _pool2d(call: OpCall, values, workload: Workload):
+    """Max or average pooling, NHWC. ``kind`` is max or avg; avg divides by the count of ``divide``: all or inside."""
+    _, shape = values[call.args[0]]
+    (kh, kw), (sy, sx), (dy, dx) = call["kernel"], call["stride"], call["dilation"]
+    padded = _padded_input(call, values, shape[3])
+    n, ph, pw, channels = (int(d) for d in padded.shape)
+    oh, ow = call["out"]
+    ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
+    reduce = te.max if call["kind"] == "max" else te.sum
+
+    acc = te.compute(
+        (n, oh, ow, channels),
+        lambda b, y, x, c: reduce(padded[b, y * sy + ry * dy, x * sx + rx * dx, c], axis=[ry, rx]),
+        name="C",
+    )
+    if call["kind"] == "max":
+        return (lambda *i: acc(*i)), (n, oh, ow, channels)
+    if call["divide"] == "all":
+        return (lambda *i: acc(*i) * _const(acc, 1.0 / call["divisor"])), (n, oh, ow, channels)
+    top, left, _, _ = call["padding"]
+
+    def covered(at, stride, before, kernel, size):
+        start = at * stride - before
+        return tirx.min(start + kernel, size) - tirx.max(start, 0)
+
+    def average(b, y, x, c):
+        count = covered(y, sy, top, kh, shape[1]) * covered(x, sx, left, kw, shape[2])
+        return acc[b, y, x, c] / tirx.Cast("float32", count)
+
+    return average, (n, oh, ow, channels)
+
+
+def _global_pool(call: OpCall, values, workload: Workload):
+    """Mean over height and width: [N, H, W, C] -> [N, 1, 1, C]."""
+    expr, (n, h, w, channels) = values[call.args[0]]
+    ry, rx = te.reduce_axis((0, h), "ry"), te.reduce_axis((0, w), "rx")
+    acc = te.compute((n, 1, 1, channels), lambda b, y, x, c: te.sum(expr(b, ry, rx, c), axis=[ry, rx]), name="C")
+    return (lambda *i: acc(*i) * _const(acc, 1.0 / (h * w))), (n, 1, 1, channels)
+
+
+ANCHOR_RULES = {
+    "conv2d": _conv2d,
+    "depthwise": _depthwise,
+    "dense": _dense,
+    "pool2d": _pool2d,
+    "global_pool": _global_pool,
+}

@@ -1,0 +1,82 @@
+"""Schedules as values, and the contract of a schedule rule.
+
+A rule looks at a workload and a target profile and offers configurations (or None: not mine); given one of them it
+returns the scheduled function. An ordered list of rules is the dispatcher. Every machine constant comes from the
+profile.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+from tvm import s_tir, tirx
+
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to schedule a workload: a rule's name and its parameters."""
+
+    rule: str
+    params: tuple[tuple[str, int | str], ...] = ()
+
+    @staticmethod
+    def make(rule: str, **params: int | str) -> "Config":
+        return Config(rule, tuple(sorted(params.items())))
+
+    def __getitem__(self, name: str) -> int | str:
+        return dict(self.params)[name]
+
+    def to_text(self) -> str:
+        return json.dumps({"rule": self.rule, **dict(self.params)}, sort_keys=True)
+
+    @staticmethod
+    def from_text(text: str) -> "Config":
+        data = json.loads(text)
+        return Config.make(data.pop("rule"), **data)
+
+
+class Rule(Protocol):
+    """One family of schedules."""
+
+    name: str
+
+    def candidates(self, workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
+        """Configurations, the most promising first; None if the workload is not this rule's."""
+
+    def schedule(self, workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
+        """The scheduled function. Raises Infeasible for a configuration that does not fit the workload."""
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def block_or_none(sch: s_tir.Schedule, name: str):
+    """The block called ``name`` if the function has one."""
+    try:
+        return sch.get_sblock(name)
+    except Exception:  # the schedule raises its own error type for a missing block
+        return None
+
+
+def unroll(sch: s_tir.Schedule, loops) -> None:
+    for loop in loops:
+        sch.unroll(loop)
+
+
+def static_extent(sch: s_tir.Schedule, loop) -> int:
+    return int(sch.get(loop).extent)
+
+
+def vectorize_innermost(sch: s_tir.Schedule, block, lanes: int) -> None:
+    """Vectorize the innermost loop of ``block`` by ``lanes`` where its extent divides; leave it to LLVM elsewhere."""
+    inner = sch.get_loops(block)[-1]
+    extent = static_extent(sch, inner)
+    if extent % lanes == 0:
+        _, vector = sch.split(inner, [None, lanes])
+        sch.vectorize(vector)
