@@ -1,0 +1,150 @@
+"""Greedy search: from the dense network, take the narrowing that loses the least importance for what it saves.
+
+For problems too large for the exact solver, and to compare with it. What it returns is allowed; how far it may be from
+the best is said by the bound of the linear relaxation.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable
+
+import numpy as np
+
+from hwprune.errors import Infeasible
+from hwprune.search.exact import upper_bound
+from hwprune.search.problem import Choice, Problem, Solution
+
+#: Saves re-evaluating: a step of at least this share of the remaining excess ends the descent.
+_ENOUGH = 1e-9
+
+#: Passes over all groups of the local improvement. Two sufficed wherever it was tried; more find nothing.
+_PASSES = 4
+
+Allowed = Callable[[Choice], bool]
+
+
+def solve(problem: Problem, *, allowed: Allowed | None = None, bound: bool = True, time_limit_s: float = 60.0) -> Solution:
+    """A good allowed choice.
+
+    Parameters
+    ----------
+    allowed : a stricter test than the problem's own, such as an exact re-evaluation of the network; asked wherever the
+        problem itself allows.
+    bound : whether to compute the upper bound (one linear program).
+
+    Raises Infeasible if the descent ends at the smallest network without meeting the limits.
+    """
+    started = time.perf_counter()
+    fits = _test(problem, allowed)
+    choice = _descend(problem, fits)
+    choice = _improve(problem, choice, fits, started + time_limit_s)
+    limit = upper_bound(problem, time_limit_s=time_limit_s) if bound else None
+    value = problem.value_of(choice)
+    return Solution(choice, value, None if limit is None else max(limit, value), time.perf_counter() - started)
+
+
+def _test(problem: Problem, allowed: Allowed | None) -> Allowed:
+    return lambda choice: problem.allows(choice) and (allowed is None or allowed(choice))
+
+
+def _descend(problem: Problem, fits: Allowed) -> Choice:
+    choice = list(problem.dense)
+    own = [[limit.terms.only(g) for limit in problem.limits] for g in range(len(choice))]
+    while not fits(tuple(choice)):
+        step = _best_step(problem, choice, own)
+        if step is None:
+            raise Infeasible("the smallest network allowed by the candidate widths exceeds the limits")
+        group, candidate = step
+        choice[group] = candidate
+    return tuple(choice)
+
+
+def _best_step(problem: Problem, choice: list[int], own) -> tuple[int, int] | None:
+    """The narrowing (group, candidate) with the least importance lost for each unit of excess removed."""
+    excess = np.array([limit.terms.at(choice) / limit.most - 1 for limit in problem.limits])
+    # All limits hold in the problem's own terms: the stricter test wants a little more of everything.
+    weights = np.where(excess > 0, 1.0, 0.0) if (excess > 0).any() else np.ones(len(excess))
+    best, best_ratio = None, np.inf
+    for group, at in enumerate(choice):
+        if at == 0:
+            continue
+        saved = np.zeros(at)
+        for weight, over, limit, terms in zip(weights, excess, problem.limits, own[group]):
+            if weight:
+                along = terms.along(group, choice, len(problem.widths[group]))
+                saving = (along[at] - along[:at]) / limit.most
+                saved += np.minimum(saving, over) if over > 0 else saving  # more than is needed is worth nothing
+        lost = problem.value[group][at] - problem.value[group][:at]
+        ratio = np.where(saved > _ENOUGH, lost / np.maximum(saved, _ENOUGH), np.inf)
+        candidate = int(np.argmin(ratio))
+        if ratio[candidate] < best_ratio:
+            best, best_ratio = (group, candidate), ratio[candidate]
+    return best or _any_narrower(choice)
+
+
+def _any_narrower(choice: list[int]) -> tuple[int, int] | None:
+    """No single step helps (a plateau): narrow the widest group by one candidate and look again."""
+    group = int(np.argmax(choice)) if choice else 0
+    return (group, choice[group] - 1) if choice and choice[group] > 0 else None
+
+
+def _improve(problem: Problem, choice: Choice, fits: Allowed, deadline: float) -> Choice:
+    """Widen single groups, then widen one at the cost of another, as long as importance is gained."""
+    for _ in range(_PASSES):
+        before = choice
+        choice = _widen(problem, choice, fits)
+        choice = _exchange(problem, choice, fits, deadline)
+        if choice == before or time.perf_counter() > deadline:
+            return choice
+    return choice
+
+
+def _widen(problem: Problem, choice: Choice, fits: Allowed) -> Choice:
+    while True:
+        gains = [
+            (problem.value[g][j + 1] - problem.value[g][j], g) for g, j in enumerate(choice) if j + 1 < len(problem.widths[g])
+        ]
+        for _, group in sorted(gains, reverse=True):
+            wider = _with(choice, group, choice[group] + 1)
+            if fits(wider):
+                choice = wider
+                break
+        else:
+            return choice
+
+
+def _exchange(problem: Problem, choice: Choice, fits: Allowed, deadline: float) -> Choice:
+    for up in range(len(choice)):
+        for to in range(choice[up] + 1, len(problem.widths[up])):
+            wider = _with(choice, up, to)
+            gain = problem.value[up][to] - problem.value[up][choice[up]]
+            traded = _pay(problem, wider, up, gain, fits)
+            if traded is not None:
+                choice = traded
+                break
+        if time.perf_counter() > deadline:
+            break
+    return choice
+
+
+def _pay(problem: Problem, wider: Choice, up: int, gain: float, fits: Allowed) -> Choice | None:
+    """``wider`` with one other group narrowed until it fits, if that costs less than ``gain``."""
+    best, least = None, gain * (1 - 1e-9)
+    for down in range(len(wider)):
+        if down == up:
+            continue
+        value = problem.value[down]
+        for to in range(wider[down] - 1, -1, -1):
+            cost = value[wider[down]] - value[to]
+            if cost >= least:
+                break
+            narrower = _with(wider, down, to)
+            if fits(narrower):
+                best, least = narrower, cost
+                break
+    return best
+
+
+def _with(choice: Choice, group: int, candidate: int) -> Choice:
+    return choice[:group] + (candidate,) + choice[group + 1 :]
