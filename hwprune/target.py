@@ -98,21 +98,50 @@ class TargetProfile(_Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TargetProfile":
-        if self.threads > self.cores:
-            raise ValueError(f"`threads <= cores` must hold, but got (threads={self.threads}, cores={self.cores})")
-        if self.core.vector_bits % 32:
-            raise ValueError(f"`core.vector_bits` must be a multiple of 32, but got {self.core.vector_bits}")
-        if (self.codegen.kind == "cuda") != (self.architecture == "cuda"):
-            raise ValueError(
-                f"`codegen.kind` and `architecture` contradict each other: kind={self.codegen.kind!r}, "
-                f"architecture={self.architecture!r}"
-            )
-        if self.memory.l2_bytes < self.memory.l1d_bytes:
-            raise ValueError(
-                f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
-                f"l2_bytes={self.memory.l2_bytes})"
-            )
+        found = list(self._contradictions())
+        if found:
+            raise ValueError("; ".join(found))
         return self
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.schema_version != SCHEMA_VERSION:
+            yield f"`schema` = {self.schema_version}: this hwprune reads schema {SCHEMA_VERSION}"
+        if self.threads > self.cores:
+            yield f"`threads <= cores` must hold, but got (threads={self.threads}, cores={self.cores})"
+        if self.core.vector_bits % 32:
+            yield f"`core.vector_bits` must be a multiple of 32, but got {self.core.vector_bits}"
+        if (self.codegen.kind == "cuda") != (self.architecture == "cuda"):
+            yield (f"`codegen.kind` and `architecture` contradict each other: kind={self.codegen.kind!r}, "
+                   f"architecture={self.architecture!r}")
+        machine = (self.codegen.mtriple or "").split("-")[0]
+        if self.codegen.kind == "llvm" and machine and machine != self.architecture:
+            yield (f"`codegen.mtriple` and `architecture` contradict each other: mtriple={self.codegen.mtriple!r}, "
+                   f"architecture={self.architecture!r}")
+        if self.memory.l2_bytes < self.memory.l1d_bytes:
+            yield (f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
+                   f"l2_bytes={self.memory.l2_bytes})")
+        for key in self.source:
+            if not self._has(key):
+                yield f"`source` names {key!r}, which is no key of this profile; write `table.key` or `table`"
+
+    def _has(self, key: str) -> bool:
+        value: Any = self
+        for part in key.split("."):
+            if not isinstance(value, BaseModel) or part not in type(value).model_fields:
+                return False
+            value = getattr(value, part)
+        return True
+
+    def unsourced(self) -> list[str]:
+        """Figures that ``source`` does not cover, as ``table.key``."""
+        tables = {"core": self.core, "memory": self.memory, "overhead": self.overhead}
+        figures = ["cores", "threads", *(f"{name}.{key}" for name, table in tables.items() for key in type(table).model_fields)]
+        return [f for f in figures if f not in self.source and f.split(".")[0] not in self.source and not self._is_default(f)]
+
+    def _is_default(self, figure: str) -> bool:
+        table, _, key = figure.partition(".")
+        # `in_order = false` and no L3 are the absence of something; nobody publishes that.
+        return bool(key) and key not in getattr(self, table).model_fields_set
 
     @property
     def lanes(self) -> int:
@@ -199,10 +228,43 @@ def load(name: str) -> TargetProfile:
 def load_file(path: Path) -> TargetProfile:
     data = _resolve(path, ())
     data.setdefault("name", path.stem)
+    found = _check(path, data)
+    if isinstance(found, list):
+        raise TargetError(f"{path}: {'; '.join(found)}")
+    return found
+
+
+def complaints(path: Path) -> list[str]:
+    """Everything that is wrong with a profile file; empty when it is valid."""
     try:
-        return TargetProfile.model_validate(data)
+        data = _resolve(path, ())
+    except TargetError as err:
+        return [str(err)]
+    data.setdefault("name", path.stem)
+    found = _check(path, data)
+    return found if isinstance(found, list) else []
+
+
+def notices(name: str, profile: TargetProfile) -> list[str]:
+    """What a user should know before ``name`` is used: that it stands for another target, or shadows a shipped one."""
+    told = []
+    files = profiles().get(name, [])
+    if len(files) > 1 and files[0].read_bytes() != files[-1].read_bytes():
+        told.append(f"target {name!r} is {files[0]}, which shadows {files[1]}")
+    if profile.alias_of:
+        told.append(f"target {name!r} stands for {profile.alias_of}: {profile.description}")
+    return told
+
+
+def _check(path: Path, data: dict[str, Any]) -> TargetProfile | list[str]:
+    """The profile, or everything that is wrong with it."""
+    try:
+        profile = TargetProfile.model_validate(data)
     except ValidationError as err:
-        raise TargetError(f"{path}: {'; '.join(_complaints(err))}") from None
+        return list(_complaints(err))
+    if profile.name != path.stem:
+        return [f"`name` = {profile.name!r}, but the file is {path.name}, and targets are found by file name; make them equal"]
+    return profile
 
 
 def _resolve(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -223,7 +285,18 @@ def _resolve(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = _resolve(candidates[0], (*seen, path))
     base.pop("alias_of", None)
     base["name"] = path.stem
+    _forget_sources(base, data)
     return _merge(base, data)
+
+
+def _forget_sources(base: dict[str, Any], data: dict[str, Any]) -> None:
+    """Drop the sources of figures that ``data`` overrides: they say nothing about the new value."""
+    sources = base.get("source")
+    if not isinstance(sources, dict):
+        return
+    for key, value in data.items():
+        for figure in [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]:
+            sources.pop(figure, None)
 
 
 def _read(path: Path) -> dict[str, Any]:

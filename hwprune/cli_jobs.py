@@ -1,0 +1,178 @@
+"""Commands that look at or change a network: search, finetune, measure, inspect."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hwprune.cli_options import (
+    MODEL_HELP, Data, Debug, Freeze, InputShape, Json, Normalize, Seed, Store, Target, Threads, Weights, announce_target,
+    default_model, load_subject,
+)  # fmt: skip
+from hwprune.terminal import reporting
+
+Model = Annotated[Optional[str], typer.Option(
+    "--model", metavar="SPEC", help=MODEL_HELP + " Without it: the bundled network, and digits as data.")]
+
+
+def search(
+    target: Target,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    normalize: Normalize = None,
+    input_shape: InputShape = None,
+    latency: Annotated[Optional[str], typer.Option("--latency", metavar="0.5x|3.2ms", help="Latency budget; 0.5x if no budget is given.")] = None,
+    memory: Annotated[Optional[str], typer.Option("--memory", metavar="0.5x|4MB", help="Budget of peak activation memory.")] = None,
+    size: Annotated[Optional[str], typer.Option("--size", metavar="0.5x|1MB", help="Budget of weights on disk.")] = None,
+    importance: Annotated[Optional[str], typer.Option(
+        "--importance", metavar="NAME", help="l1, l2, bn, taylor or random; default: taylor with data, l2 without.")] = None,
+    strategy: Annotated[str, typer.Option("--strategy", metavar="NAME", help="exact or greedy.")] = "exact",
+    finetune: Annotated[int, typer.Option("--finetune", metavar="EPOCHS", min=0, help="Train the pruned network; needs data.")] = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the dense and the pruned network, and time them where this machine can.")] = False,
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder; default: runs/<model>-<target>-<date>.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a finished run in --out.")] = False,
+    freeze: Freeze = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a network to fit a budget on a target.
+
+    Writes a run folder: the plan, the frontier, the pruned weights, and a record of every setting and version.
+
+    \b
+    Examples:
+      hwprune search --target native
+      hwprune search --target native --data digits --model bundled:digits_resnet --latency 0.5x --finetune 10 --compile
+      hwprune search --target arm --model net.py:build --weights net.safetensors --data images.npz --latency 3.2ms
+      hwprune search --target x86 --model torchvision:resnet18 --input-shape 1x3x224x224 --latency 0.6x --size 20MB
+    """
+    with reporting(json, debug) as terminal:
+        from hwprune import budget
+
+        for text, parse in ((latency, budget.parse_latency), (memory, budget.parse_bytes), (size, budget.parse_bytes)):
+            if text is not None:
+                parse(text)
+        announce_target(terminal, target)
+        model, data = default_model(terminal, model, data)
+
+        from hwprune import api
+
+        loaded, dataset, example = load_subject(model, weights, data, normalize, input_shape)
+        result = api.search(
+            loaded.module, example, target=target, latency=latency, memory=memory, size=size, data=dataset,
+            importance=importance, strategy=strategy, finetune=finetune, compile=compile,
+            out=out or api.default_out(model, target), force=force, freeze=tuple(freeze or ()), seed=seed, threads=threads,
+            store=store, model_spec=model, data_spec=data, weights_sha256=loaded.weights_sha256, progress=terminal,
+        )  # fmt: skip
+        _show_run(terminal, result)
+
+
+def finetune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of `hwprune search`.")],
+    epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs to train.")],
+    data: Data = None,
+    normalize: Normalize = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier fine-tuning.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the pruned network of a run.
+
+    The dense network is the teacher. BatchNorm statistics are recalibrated first, and the best checkpoint is kept. Data comes from the run's record unless given.
+
+    \b
+    Examples:
+      hwprune finetune runs/demo --epochs 20
+      hwprune finetune runs/demo --epochs 40 --resume
+    """
+    with reporting(json, debug) as terminal:
+        from hwprune import api
+        from hwprune.errors import UsageError
+        from hwprune.spec.data import load_data
+
+        if normalize and not data:
+            raise UsageError(f"--normalize {normalize!r} has no data to apply to; give --data as well")
+        dataset = load_data(data, normalize) if data else None
+        result = api.finetune_run(run, epochs, data=dataset, resume=resume, progress=terminal)
+        _show_run(terminal, result)
+
+
+def measure(
+    target: Target,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    freeze: Freeze = None,
+    threads: Threads = None,
+    store: Store = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time the kernels of a network.
+
+    Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+
+    \b
+    Examples:
+      hwprune measure --target native
+      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224
+    """
+    with reporting(json, debug) as terminal:
+        announce_target(terminal, target)
+        model, data = default_model(terminal, model, data)
+
+        from hwprune import api
+
+        loaded, _, example = load_subject(model, weights, data, None, input_shape)
+        report = api.measure(loaded.module, example, target=target, freeze=tuple(freeze or ()), threads=threads, store=store,
+                             progress=terminal)
+        terminal.result(
+            report.to_json(),
+            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s, kept in {report.store}",
+        )
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="SPEC", help=MODEL_HELP)],
+    data: Data = None,
+    input_shape: InputShape = None,
+    freeze: Freeze = None,
+    dot: Annotated[Optional[Path], typer.Option("--dot", metavar="FILE", help="Write the couplings as a Graphviz file.")] = None,
+    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Draw the couplings (needs Graphviz's `dot`).")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be pruned, and what not.
+
+    Prints the groups of channels that are pruned together, and what is frozen with its reason and place in the source.
+
+    \b
+    Examples:
+      hwprune inspect bundled:digits_resnet
+      hwprune inspect net.py:build --input-shape 1x3x32x32 --freeze 'head.*' --svg net.svg
+    """
+    with reporting(json, debug) as terminal:
+        from hwprune import api, cli_show
+        from hwprune.fsio import write_text_atomic
+
+        loaded, _, example = load_subject(model, None, data, None, input_shape)
+        with terminal.task("Analyzing the network"):
+            report = api.inspect(loaded.module, example, freeze=tuple(freeze or ()), model_spec=model)
+        if dot:
+            write_text_atomic(dot, cli_show.dot_text(report))
+            terminal.say(f"wrote {dot}")
+        if svg:
+            cli_show.write_svg(report, svg)
+            terminal.say(f"wrote {svg}")
+        terminal.result(report.to_json(), *cli_show.inspect_tables(report))
+
+
+def _show_run(terminal, result) -> None:
+    from hwprune import cli_show
+
+    terminal.result(result.to_json(), cli_show.result_table(result.table()), *cli_show.run_lines(result))

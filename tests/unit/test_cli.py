@@ -1,0 +1,202 @@
+"""The command line: help, exit codes, what goes to stdout and stderr. Jobs themselves are tested end to end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hwprune.cli import app
+from hwprune.errors import HwpruneError, MeasureError, UsageError
+from hwprune.terminal import reporting
+
+COMMANDS = [["search"], ["finetune"], ["compile"], ["run"], ["bench"], ["measure"], ["inspect"],
+            ["targets", "list"], ["targets", "show"], ["targets", "check"], ["targets", "new"]]  # fmt: skip
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    assert "  hwprune " + " ".join(command) in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = ("import sys; sys.argv = ['hwprune', '--help']\n"
+            "import atexit\n"
+            "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm', 'numpy', 'rich.console', 'pydantic'})))\n"
+            "from hwprune.cli import main; main()")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["run", "--help"], ["targets", "list"], ["targets", "show", "rpi4"]], ids=" ".join)
+def test_run_and_targets_do_not_import_torch(arguments: list[str]) -> None:
+    code = (f"import sys, atexit; sys.argv = {['hwprune', *arguments]!r}\n"
+            "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm'})))\n"
+            "from hwprune.cli import main; main()")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "hwprune", "--help"], [str(Path(sys.executable).parent / "hwprune"), "--help"]],
+                         ids=["python -m hwprune", "hwprune"])  # fmt: skip
+def test_help_answers_at_once(command: list[str]) -> None:
+    if not Path(command[0]).exists():
+        pytest.skip(f"{command[0]} is not installed")
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.4
+
+
+# How failures end
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MeasureError("the board is gone"), 1), (UsageError("no such thing"), 2), (KeyboardInterrupt(), 130), (ValueError("odd"), 1)],
+)
+def test_every_failure_has_its_exit_code_and_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(typer.Exit) as caught, reporting(as_json=False, debug=False):
+        raise error
+    out, err = capsys.readouterr()
+    assert caught.value.exit_code == code
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_an_interrupt_says_that_measurements_are_kept(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(typer.Exit), reporting(as_json=False, debug=False):
+        raise KeyboardInterrupt
+    assert "kept and will be reused" in capsys.readouterr().err
+
+
+def test_a_defect_says_how_to_report_it_and_debug_prints_the_traceback(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.delenv("HWPRUNE_DEBUG", raising=False)
+    for debug in (False, True):
+        with pytest.raises(typer.Exit), reporting(as_json=False, debug=debug):
+            raise KeyError("gone")
+        err = capsys.readouterr().err
+        assert "--debug" in err
+        assert ("Traceback" in err) == debug
+
+
+def test_hwprune_debug_prints_the_traceback_too(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWPRUNE_DEBUG", "1")
+    with pytest.raises(typer.Exit), reporting(as_json=False, debug=False):
+        raise HwpruneError("no")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failure_with_json_is_json(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(typer.Exit), reporting(as_json=True, debug=False):
+        raise UsageError("no such thing")
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": {"type": "UsageError", "message": "no such thing", "exit_code": 2}}
+    assert err == "error: no such thing\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["search"], "--target"),
+        (["search", "--target", "rpi44"], "did you mean rpi4"),
+        (["search", "--target", "x86", "--latency", "3"], "budget '3' is not understood"),
+        (["search", "--target", "x86", "--memory", "4 apples"], "memory budget '4 apples'"),
+        (["search", "--target", "x86", "--finetune", "-1"], "--finetune"),
+        (["nosuch"], "nosuch"),
+        (["compile", "net.py:build", "--out", "a"], "--target must be given"),
+        (["compile", "net.py:build"], "--target and --out must be given"),
+        (["bench", "runs/demo", "--vs", "onnx"], "unknown engine 'onnx'"),
+        (["run", "nowhere", "--input", "x.npy"], "--output"),
+        (["targets", "show", "rpi44"], "did you mean rpi4"),
+        (["targets", "new", "board"], "--extends"),
+        (["targets", "new", "board", "--extends", "rpi4", "--probe"], "contradict"),
+        (["targets", "new", "My Board", "--extends", "rpi4"], "'My Board'"),
+        (["targets", "new", "native", "--extends", "rpi4"], "'native'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_ends_with_2_and_says_what(folder: Path, arguments: list[str], says: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Targets
+
+
+def test_targets_list_as_json(folder: Path) -> None:
+    data = json.loads(call("targets", "list", "--json").stdout)
+    assert {"arm", "native", "rpi4", "x86"} <= {row["name"] for row in data}
+
+
+def test_targets_list_survives_an_invalid_profile(folder: Path) -> None:
+    (folder / "targets").mkdir()
+    (folder / "targets" / "bad.toml").write_text("cores = 0\n")
+    result = call("targets", "list", "--json")
+    [bad] = [row for row in json.loads(result.stdout) if row["name"] == "bad"]
+    assert result.exit_code == 0 and not bad["valid"] and "cores" in bad["error"]
+
+
+def test_targets_new_then_check_then_show(folder: Path) -> None:
+    assert call("targets", "new", "board", "--extends", "rpi5").exit_code == 0
+    assert call("targets", "check", "board").exit_code == 0
+    shown = call("targets", "show", "board")
+    assert 'name = "board"' in shown.stdout and "2.4 GHz" in shown.stdout
+    again = call("targets", "new", "board", "--extends", "rpi4")
+    assert again.exit_code == 2 and "--force" in again.stderr
+    assert "rpi5" in (folder / "targets" / "board.toml").read_text()
+
+
+def test_targets_check_prints_every_complaint_and_exits_with_2(folder: Path) -> None:
+    (folder / "bad.toml").write_text('extends = "rpi4"\ncores = 0\ncolour = "red"\n')
+    result = call("targets", "check", "bad.toml")
+    assert result.exit_code == 2
+    assert "`cores` = 0" in result.stdout and "unknown key `colour`" in result.stdout and "2 complaints" in result.stdout
+    as_json = json.loads(call("targets", "check", "bad.toml", "--json").stdout)
+    assert as_json["valid"] is False and len(as_json["complaints"]) == 2
+
+
+def test_targets_check_notes_a_figure_without_source(folder: Path) -> None:
+    (folder / "mine.toml").write_text('extends = "rpi4"\n[core]\nfrequency_mhz = 1800\n')
+    result = call("targets", "check", "mine.toml")
+    assert result.exit_code == 0 and "no source for core.frequency_mhz" in result.stdout
+
+
+def test_a_read_only_folder_is_one_sentence(folder: Path) -> None:
+    (folder / "targets").write_text("a file where the folder should be")
+    result = call("targets", "new", "board", "--extends", "rpi4")
+    assert result.exit_code == 1 and "cannot write targets/board.toml" in result.stderr
+
+
+def test_stdout_that_is_closed_early_leaves_no_traceback(folder: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "hwprune", "targets", "show", "rpi4"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr

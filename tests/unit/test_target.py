@@ -1,0 +1,141 @@
+"""Target profiles: the shipped ones, inheritance, and what is said about bad ones."""
+
+from pathlib import Path
+
+import pytest
+
+from hwprune import target
+from hwprune.errors import TargetError
+from hwprune.target_text import extending, to_annotated, to_toml
+
+SHIPPED = sorted(path.stem for path in target.shipped_folder().glob("*.toml"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with ./targets, and a user's config folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "targets").mkdir()
+    return tmp_path / "targets"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_targets() -> None:
+    assert SHIPPED == ["arm", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profiles_are_valid_and_name_a_source_for_every_figure(name: str, folder: Path) -> None:
+    profile = target.load(name)
+    assert profile.name == name
+    assert profile.unsourced() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops"),
+    [
+        ("rpi3", 38.4),  # 2 x 4 lanes x 1 FMA a cycle x 1.2 GHz x 4 cores
+        ("rpi4", 48.0),  # 2 x 4 x 1 x 1.5 x 4
+        ("rpi5", 153.6),  # 2 x 4 x 2 x 2.4 x 4
+        ("x86", 192.0),  # 2 x 8 x 2 x 3.0 x 2
+        ("x86-avx512", 160.0 * 2),  # 2 x 16 x 2 x 2.5 x 2
+    ],
+)
+def test_peak_flops(name: str, gflops: float) -> None:
+    assert target.load(name).peak_flops == pytest.approx(gflops * 1e9)
+
+
+def test_arm_is_rpi4_and_says_so(folder: Path) -> None:
+    arm, rpi4 = target.load("arm"), target.load("rpi4")
+    assert arm.alias_of == "rpi4"
+    assert arm.digest() == rpi4.digest()
+    assert target.notices("arm", arm) == [f"target 'arm' stands for rpi4: {rpi4.description}"]
+    assert target.notices("rpi4", rpi4) == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_written_profile_reads_back_equal(name: str, folder: Path) -> None:
+    profile = target.load(name)
+    path = write(folder, name, to_toml(profile))
+    assert target.load_file(path) == profile
+
+
+def test_annotated_text_puts_sources_beside_figures() -> None:
+    lines = to_annotated(target.load("rpi4")).splitlines()
+    assert next(line for line in lines if line.startswith("frequency_mhz")).endswith("(later boards reach 1.8 GHz)")
+
+
+def test_a_profile_that_extends_another(folder: Path) -> None:
+    path = write(folder, "mine", extending("mine", target.load("rpi4")))
+    mine = target.load_file(path)
+    assert mine.name == "mine" and mine.core == target.load("rpi4").core
+    path.write_text(path.read_text() + "\n[core]\nfrequency_mhz = 1800\n")
+    assert target.load("mine").core.frequency_mhz == 1800
+
+
+def test_an_overridden_figure_does_not_keep_its_source(folder: Path) -> None:
+    path = write(folder, "mine", 'extends = "rpi4"\n[core]\nfrequency_mhz = 1800\n')
+    mine = target.load_file(path)
+    assert mine.unsourced() == ["core.frequency_mhz"]
+    assert "memory.l2_bytes" in mine.source
+
+
+def test_a_users_profile_shadows_a_shipped_one_with_a_notice(folder: Path) -> None:
+    write(folder, "rpi4", 'extends = "rpi4"\n[core]\nfrequency_mhz = 1800\n')
+    profile = target.load("rpi4")
+    assert profile.core.frequency_mhz == 1800
+    [notice] = target.notices("rpi4", profile)
+    assert "shadows" in notice and str(target.shipped_folder()) in notice
+
+
+def test_unknown_target_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(TargetError, match="unknown target 'rpi44'; did you mean rpi4 or"):
+        target.load("rpi44")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("thread = 2\n", "unknown key `thread`, did you mean `threads`?"),
+        ("[core]\nvector_bit = 64\n", "unknown key `core.vector_bit`, did you mean `vector_bits`?"),
+        ("threads = 9\n", "`threads <= cores` must hold, but got (threads=9, cores=4)"),
+        ("cores = 0\n", "`cores` = 0: input should be greater than 0"),
+        ('cores = "four"\n', "`cores` = 'four': input should be a valid integer"),
+        ("[core]\nvector_bits = 100\n", "`core.vector_bits` must be a multiple of 32, but got 100"),
+        ('architecture = "x86_64"\n', "mtriple='aarch64-linux-gnu', architecture='x86_64'"),
+        ("[memory]\nl2_bytes = 1024\n", "`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes=32768, l2_bytes=1024)"),
+        ('[source]\n"core.speed" = "a book"\n', "`source` names 'core.speed'"),
+        ("schema = 7\n", "`schema` = 7: this hwprune reads schema 1"),
+        ('name = "other"\n', "`name` = 'other', but the file is mine.toml"),
+        ("cores = [\n", "is not TOML"),
+    ],
+)
+def test_what_is_said_about_a_bad_profile(folder: Path, text: str, complaint: str) -> None:
+    path = write(folder, "mine", 'extends = "rpi4"\n' + text)
+    [found] = target.complaints(path)
+    assert complaint in found
+    with pytest.raises(TargetError) as caught:
+        target.load_file(path)
+    assert complaint in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+def test_all_complaints_are_given_at_once(folder: Path) -> None:
+    path = write(folder, "mine", 'extends = "rpi4"\ncores = 0\ncolour = "red"\n[memory]\ndram_gb_per_s = -1\n')
+    assert len(target.complaints(path)) == 3
+
+
+def test_missing_parents_circles_and_files(folder: Path) -> None:
+    path = write(folder, "mine", 'extends = "rpi44"\n')
+    with pytest.raises(TargetError, match="names no profile; nearest: rpi4"):
+        target.load_file(path)
+    write(folder, "a", 'extends = "b"\n')
+    with pytest.raises(TargetError, match="runs in a circle: a -> b -> a|circle"):
+        target.load_file(write(folder, "b", 'extends = "a"\n'))
+    with pytest.raises(TargetError, match="cannot read target profile nowhere.toml: No such file"):
+        target.load("nowhere.toml")
