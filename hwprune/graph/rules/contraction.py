@@ -1,0 +1,103 @@
+"""Linear layers, matrix products and einsum: sums over index letters that operands share."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from hwprune.graph.atoms import Field, Reason, Value
+from hwprune.graph.rules import Call, aten, rule
+from hwprune.graph.rules.elementwise import Letter, Operand, align, fields_of
+
+
+@rule(aten.linear.default)
+def linear(call: Call) -> Value:
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    rank = len(x.shape)
+    out = [*range(rank - 1), "out"] if len(weight.shape) == 2 else [*range(rank - 1)]
+    operands = [(x, [*range(rank - 1), "in"]), (weight, ["out", "in"] if len(weight.shape) == 2 else ["in"])]
+    if bias is not None:
+        operands.append((bias, ["out"]))
+    return contract(call, operands, out)
+
+
+@rule(aten.addmm.default)
+def addmm(call: Call) -> Value:
+    bias = call["self"]
+    letters = ["i", "j"][2 - len(bias.shape) :]
+    operands = [(call["mat1"], ["i", "k"]), (call["mat2"], ["k", "j"])]
+    return contract(call, [*operands, (bias, [x if s > 1 else None for x, s in zip(letters, bias.shape)])], ["i", "j"])
+
+
+@rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+def matmul(call: Call) -> Value:
+    a, b = list(call.values())[:2]
+    batch = max(len(a.shape), len(b.shape)) - 2
+
+    def letters(value: Value, last: list[Letter]) -> list[Letter]:
+        lead = len(value.shape) - len(last)
+        sizes = value.shape[:lead]
+        return [batch - lead + i if size > 1 else None for i, size in enumerate(sizes)] + last
+
+    left = letters(a, ["i", "k"] if len(a.shape) > 1 else ["k"])
+    right = letters(b, ["k", "j"] if len(b.shape) > 1 else ["k"])
+    out = [*range(max(batch, 0))] + (["i"] if len(a.shape) > 1 else []) + (["j"] if len(b.shape) > 1 else [])
+    return contract(call, [(a, left), (b, right)], out)
+
+
+@rule(aten.einsum.default)
+def einsum(call: Call) -> Value:
+    left, _, out = call["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or not _:
+        from hwprune.graph.rules import unknown
+
+        return unknown(call)
+    operands = [
+        (value, [x if size > 1 else None for x, size in zip(term, value.shape)])
+        for value, term in zip(call["tensors"], terms)
+    ]
+    return contract(call, operands, list(out))
+
+
+def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> Value:
+    """Align the operands; a summed letter is read by the operand that is a weight.
+
+    A joint label over a summed letter and a kept one (head_dim and heads) is tied along the summed one: whole heads
+    are what can go.
+    """
+    operands = [(_whole(call, value, letters, out), letters) for value, letters in operands]
+    fields = []
+    for letters, ids in align(call.atoms, operands):
+        if letters[0] in out:
+            fields.append((tuple(out.index(x) for x in letters), ids))
+            continue
+        readers = [(v, ls) for v, ls in operands if v.weight and any(x in ls for x in letters)]
+        if len(readers) != 1:
+            detail = "summed over between two activations" if not readers else "summed over between two weights"
+            call.atoms.freeze(ids, call.cause(Reason.UNIFORMITY, detail))
+        for value, own in readers:
+            for f in value.fields:
+                if own[f.axes[0]] in letters:
+                    call.atoms.read(f.ids)
+    return call.result(fields_of(fields))
+
+
+def _whole(call: Call, value: Value, letters: Sequence[Letter], out: Sequence[Letter]) -> Value:
+    fields = []
+    for f in value.fields:
+        kept = [a for a in f.axes if letters[a] in out]
+        if kept and len(kept) < len(f.axes):
+            fields.append(along(call, f, kept))
+        else:
+            fields.append(f)
+    return value.having(fields)
+
+
+def along(call: Call, f: Field, kept: Sequence[int]) -> Field:
+    """Tie a joint field along all of its axes but ``kept``."""
+    ids = f.ids
+    for position in reversed([i for i, a in enumerate(f.axes) if a not in kept]):
+        first = ids.take([0], axis=position)
+        call.atoms.unify(ids, first)
+        ids = first.squeeze(position)
+    return Field(tuple(a for a in f.axes if a in kept), ids)

@@ -1,0 +1,132 @@
+"""Concatenation, stacking, splitting, slicing and selection."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwprune.graph.atoms import Field, Reason, Value
+from hwprune.graph.rules import Call, aten, overloads, rule
+from hwprune.graph.rules.elementwise import align, fields_of
+
+Values = tuple[Value, ...]
+
+
+@rule(*overloads("cat", "concat", "concatenate"))
+def cat(call: Call) -> Value:
+    """Labels are concatenated; parts without labels are of fixed size."""
+    rank = len(call.shape)
+    axis = call["dim"] % rank
+    parts = [v for v in call["tensors"] if len(v.shape) == rank]  # an empty legacy tensor has rank 1
+    pieces = [call.atoms.axis(v, axis) for v in parts]
+    fields = []
+    if any(ids is not None for ids in pieces):
+        pieces = [
+            call.atoms.new_frozen(v.shape[axis], v.fixed) if ids is None else ids for v, ids in zip(parts, pieces)
+        ]
+        fields.append(Field((axis,), np.concatenate(pieces)))
+    others = [(v.having(f for f in v.fields if axis not in f.axes), _letters(v, axis)) for v in parts]
+    return call.result(fields + fields_of(align(call.atoms, others)))
+
+
+def _letters(value: Value, without: int) -> list[int | None]:
+    return [None if a == without else a for a in range(len(value.shape))]
+
+
+@rule(aten.stack.default)
+def stack(call: Call) -> Value:
+    """A new axis of fixed extent; the others meet index by index."""
+    axis = call["dim"] % len(call.shape)
+    operands = [(v, [a + (a >= axis) for a in range(len(v.shape))]) for v in call["tensors"]]
+    return call.result(fields_of(align(call.atoms, operands)))
+
+
+@rule(*overloads("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split", "split_copy"))
+def split(call: Call) -> Values:
+    """Equal parts of a labelled axis stay equal: unit j is the j-th index of every part."""
+    x = next(call.values())
+    axis = int(call["dim"]) % len(x.shape)
+    sizes = [shape[axis] for shape in call.shapes]
+    if x.field(axis) is not None and len(set(sizes)) == 1 and len(sizes) > 1:
+        tie_parts(call, x, axis, len(sizes))
+    bounds = np.cumsum([0, *sizes])
+    return tuple(
+        call.result([_cut(f, axis, slice(bounds[i], bounds[i + 1])) for f in x.fields], i) for i in range(len(sizes))
+    )
+
+
+@rule(*overloads("unbind"))
+def unbind(call: Call) -> Values:
+    x = next(call.values())
+    axis = int(call["dim"]) % len(x.shape)
+    return tuple(_select(call, x, axis, i, result) for result, i in enumerate(range(x.shape[axis])))
+
+
+@rule(*overloads("select"))
+def select(call: Call) -> Value:
+    x = next(call.values())
+    axis = int(call["dim"]) % len(x.shape)
+    return _select(call, x, axis, int(call["index"]) % x.shape[axis], 0)
+
+
+@rule(*overloads("slice", "narrow"))
+def slice_axis(call: Call) -> Value:
+    """A slice that is one of several equal parts ties them, as a split does."""
+    x = next(call.values())
+    axis, size = int(call["dim"]) % len(x.shape), x.shape[int(call["dim"]) % len(x.shape)]
+    start, step = int(call["start"] or 0), int(call.operands.get("step") or 1)
+    start = max(start + size, 0) if start < 0 else min(start, size)
+    length = call.shape[axis]
+    if x.field(axis) is not None and length < size:
+        if step != 1:
+            call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, f"every {step}th index is taken"))
+        elif size % length == 0 and start % length == 0:
+            tie_parts(call, x, axis, size // length)
+    return call.result([_cut(f, axis, slice(start, start + length * step, step)) for f in x.fields])
+
+
+@rule(*overloads("index_select"))
+def index_select(call: Call) -> Value:
+    x = call["self"]
+    axis = int(call["dim"]) % max(len(x.shape), 1)
+    call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, "indices are taken by number"))
+    return call.result([f for f in x.fields if axis not in f.axes])
+
+
+@rule(aten.glu.default)
+def glu(call: Call) -> Value:
+    """The first half times the sigmoid of the second."""
+    x = call["self"]
+    axis = int(call["dim"]) % len(x.shape)
+    if x.field(axis) is not None:
+        tie_parts(call, x, axis, 2)
+    return call.result([_cut(f, axis, slice(0, x.shape[axis] // 2)) for f in x.fields])
+
+
+def tie_parts(call: Call, x: Value, axis: int, parts: int) -> None:
+    """Index j of every part goes together."""
+    f = x.field(axis)
+    ids = np.moveaxis(f.ids, f.axes.index(axis), 0)
+    columns = ids.reshape(parts, ids.shape[0] // parts, *ids.shape[1:])
+    call.atoms.unify(columns[1:], columns[:1])
+
+
+def _cut(f: Field, axis: int, part: slice) -> Field:
+    if axis not in f.axes:
+        return f
+    index = [slice(None)] * len(f.axes)
+    index[f.axes.index(axis)] = part
+    return Field(f.axes, f.ids[tuple(index)])
+
+
+def _select(call: Call, x: Value, axis: int, index: int, result: int) -> Value:
+    """The axis goes. One that is labelled on its own stays whole, because the index is a number in the user's code."""
+    fields = []
+    for f in x.fields:
+        place = tuple(a - (a > axis) for a in f.axes if a != axis)
+        if axis not in f.axes:
+            fields.append(Field(place, f.ids))
+        elif len(f.axes) == 1:
+            call.atoms.freeze(f.ids, call.cause(Reason.UNIFORMITY, "an index is taken by number"))
+        else:
+            fields.append(Field(place, f.ids.take(index, axis=f.axes.index(axis))))
+    return call.result(fields, result)

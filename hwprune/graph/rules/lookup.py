@@ -1,0 +1,25 @@
+"""Embedding tables, and tensors that a forward pass makes from nothing."""
+
+from __future__ import annotations
+
+from hwprune.graph.atoms import Field, Reason, SILENT_CAUSE, Value
+from hwprune.graph.rules import Call, aten, overloads, rule
+
+
+@rule(aten.embedding.default)
+def embedding(call: Call) -> Value:
+    """[vocabulary, D] at indices: the table's second axis labels the last axis; the vocabulary stays."""
+    weight, indices = call["weight"], call["indices"]
+    call.atoms.freeze_axes(weight, [0], SILENT_CAUSE)
+    call.atoms.freeze_value(indices, call.cause(Reason.UNIFORMITY, "used as indices"))
+    ids = call.atoms.axis(weight, 1)
+    fixed = call.cause(Reason.NETWORK_INPUT, "one row per index")
+    return Value(call.shape, () if ids is None else (Field((len(call.shape) - 1,), ids),), fixed)
+
+
+@rule(*overloads("zeros", "ones", "full", "arange", "empty", "scalar_tensor", "eye", "linspace", "rand", "randn",
+                 "new_zeros", "new_ones", "new_full", "new_empty"))  # fmt: skip
+def literal(call: Call) -> Value:
+    """Of the size that the user's code says."""
+    cause = call.cause(Reason.CONSTANT, f"{call.name} makes a tensor of a fixed size")
+    return Value(call.shape, (), cause, True)

@@ -1,0 +1,56 @@
+"""Reductions, softmax and other operators that read whole axes."""
+
+from __future__ import annotations
+
+from hwprune.graph.atoms import Field, Reason, Value
+from hwprune.graph.rules import Call, overloads, rule
+
+_REDUCTIONS = (
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "argmax", "argmin", "any", "all", "norm",
+    "logsumexp", "linalg_vector_norm", "nanmean", "median", "count_nonzero", "var_mean", "std_mean",
+)  # fmt: skip
+_ALONG = ("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "flip", "roll", "sort", "topk")
+
+
+@rule(*overloads(*_REDUCTIONS))
+def reduction(call: Call) -> Value | tuple[Value, ...]:
+    """Reduced axes vanish; one that is labelled stays whole, because its extent is part of the result.
+
+    ``max`` and ``min`` of two tensors are element-wise.
+    """
+    if "other" in call.operands:
+        from hwprune.graph.rules.elementwise import pointwise
+
+        return pointwise(call)
+    x = next(call.values())
+    reduced = _dims(call, len(x.shape))
+    call.atoms.freeze_axes(x, reduced, call.cause(Reason.UNIFORMITY, f"{call.name} reduces the axis"))
+    keepdim = bool(call.operands.get("keepdim"))
+    place = {}
+    for axis in range(len(x.shape)):
+        if axis not in reduced:
+            place[axis] = axis if keepdim else len(place)
+    fields = [
+        Field(tuple(place[a] for a in f.axes), f.ids) for f in x.fields if all(a in place for a in f.axes)
+    ]
+    results = tuple(call.result(fields, i) for i in range(len(call.shapes)))
+    return results if len(results) != 1 else results[0]
+
+
+@rule(*overloads(*_ALONG))
+def along_axis(call: Call) -> Value | tuple[Value, ...]:
+    """Shapes other than the named axis pass through; the named axis stays whole."""
+    x = next(call.values())
+    axes = _dims(call, len(x.shape))
+    call.atoms.freeze_axes(x, axes, call.cause(Reason.UNIFORMITY, f"{call.name} runs over the axis"))
+    fields = [f for f in x.fields if not axes & set(f.axes)]
+    results = tuple(call.result(fields, i) for i in range(len(call.shapes)))
+    return results if len(results) != 1 else results[0]
+
+
+def _dims(call: Call, rank: int) -> set[int]:
+    """The axes that the operator names; all of them when it names none."""
+    named = call.operands.get("dim", call.operands.get("dims"))
+    if named is None or named == []:
+        return set(range(rank))
+    return {d % max(rank, 1) for d in ([named] if isinstance(named, int) else named)}
