@@ -29,13 +29,22 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
 
-for _command in (cli_jobs.search, cli_jobs.finetune, cli_artifacts.compile, cli_artifacts.run, cli_artifacts.bench,
-                 cli_jobs.measure, cli_jobs.inspect):  # fmt: skip
+for _command in (
+    cli_jobs.search,
+    cli_jobs.finetune,
+    cli_artifacts.compile,
+    cli_artifacts.run,
+    cli_artifacts.bench,
+    cli_jobs.measure,
+    cli_jobs.inspect,
+):
     app.command()(_command)
 app.add_typer(cli_targets.app, name="targets")
 

@@ -1,21 +1,39 @@
 """Commands that make, run and time artifacts: compile, run, bench."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from hwprune.cli_options import MODEL_HELP, Debug, InputShape, Json, Store, Threads, Weights, announce_target, load_subject
+from hwprune.cli_options import (
+    MODEL_HELP,
+    Debug,
+    InputShape,
+    Json,
+    Store,
+    Threads,
+    Weights,
+    announce_target,
+    load_subject,
+)
 from hwprune.terminal import reporting
 
-OptionalTarget = Annotated[Optional[str], typer.Option(
-    "--target", metavar="T", help="Target profile, `native` for this machine, or a .toml file; a run folder knows its own.")]
+OptionalTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="T",
+        help="Target profile, `native` for this machine, or a .toml file; a run folder knows its own.",
+    ),
+]
 
 
 def compile(
     subject: Annotated[str, typer.Argument(metavar="RUN|SPEC", help="A run folder, or a model: " + MODEL_HELP)],
     target: OptionalTarget = None,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="ARTIFACT", help="Artifact folder; default: RUN/artifact.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="ARTIFACT", help="Artifact folder; default: RUN/artifact.")
+    ] = None,
     weights: Weights = None,
     input_shape: InputShape = None,
     threads: Threads = None,
@@ -41,8 +59,10 @@ def compile(
             missing = " and ".join(name for name, value in (("--target", target), ("--out", out)) if value is None)
             raise UsageError(f"{subject!r} is no run folder, so {missing} must be given")
         if is_run and (weights or input_shape):
-            raise UsageError(f"{subject} is a run folder and has its own weights and shape; leave out "
-                             f"{'--weights' if weights else '--input-shape'}")
+            raise UsageError(
+                f"{subject} is a run folder and has its own weights and shape; leave out "
+                f"{'--weights' if weights else '--input-shape'}"
+            )
         if target is not None:
             announce_target(terminal, target)
 
@@ -52,14 +72,24 @@ def compile(
             artifact = api.compile_run(subject, target=target, out=out, threads=threads, store=store, progress=terminal)
         else:
             loaded, _, example = load_subject(subject, weights, None, None, input_shape)
-            artifact = api.compile_model(loaded.module, example, target=target, out=out, threads=threads, store=store,
-                                         model_spec=subject, progress=terminal)
+            artifact = api.compile_model(
+                loaded.module,
+                example,
+                target=target,
+                out=out,
+                threads=threads,
+                store=store,
+                model_spec=subject,
+                progress=terminal,
+            )
         terminal.result({"artifact": str(artifact)}, f"artifact: {artifact}")
 
 
 def run(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder of `hwprune compile`.")],
-    input: Annotated[Path, typer.Option("--input", metavar="X.NPY", help="Input array, of the artifact's shape and type.")],
+    input: Annotated[
+        Path, typer.Option("--input", metavar="X.NPY", help="Input array, of the artifact's shape and type.")
+    ],
     output: Annotated[Path, typer.Option("--output", metavar="Y.NPY", help="Where the output array goes.")],
     threads: Threads = None,
     json: Json = False,
@@ -81,14 +111,21 @@ def run(
         result = program(load_npy(input))
         save_npy(output, result)
         shape = "x".join(map(str, result.shape))
-        terminal.result({"output": str(output), "shape": list(result.shape), "dtype": str(result.dtype)},
-                        f"{output}: {result.dtype} {shape}")
+        terminal.result(
+            {"output": str(output), "shape": list(result.shape), "dtype": str(result.dtype)},
+            f"{output}: {result.dtype} {shape}",
+        )
 
 
 def bench(
-    subject: Annotated[str, typer.Argument(metavar="ARTIFACT|RUN|SPEC", help="An artifact, a run folder, or a model: " + MODEL_HELP)],
+    subject: Annotated[
+        str, typer.Argument(metavar="ARTIFACT|RUN|SPEC", help="An artifact, a run folder, or a model: " + MODEL_HELP)
+    ],
     target: OptionalTarget = None,
-    vs: Annotated[Optional[str], typer.Option("--vs", metavar="NAMES", help="Engines to time in turn with it: onnxruntime,openvino,torch.")] = None,
+    vs: Annotated[
+        str | None,
+        typer.Option("--vs", metavar="NAMES", help="Engines to time in turn with it: onnxruntime,openvino,torch."),
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=3, help="Interleaved rounds.")] = 20,
     weights: Weights = None,
     input_shape: InputShape = None,
@@ -122,8 +159,16 @@ def bench(
         if not folder:
             loaded, _, example = load_subject(subject, weights, None, None, input_shape)
             timed = loaded.module
-        rows = api.bench(timed, example_input=example, target=target or "native", vs=engines, threads=threads, store=store,
-                         rounds=rounds, progress=terminal)
+        rows = api.bench(
+            timed,
+            example_input=example,
+            target=target or "native",
+            vs=engines,
+            threads=threads,
+            store=store,
+            rounds=rounds,
+            progress=terminal,
+        )
         terminal.result([row.to_json() for row in rows], cli_show.bench_table(rows))
 
 

@@ -1,18 +1,33 @@
 """Commands that look at or change a network: search, finetune, measure, inspect."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from hwprune.cli_options import (
-    MODEL_HELP, Data, Debug, Freeze, InputShape, Json, Normalize, Seed, Store, Target, Threads, Weights, announce_target,
-    default_model, load_subject,
-)  # fmt: skip
+    MODEL_HELP,
+    Data,
+    Debug,
+    Freeze,
+    InputShape,
+    Json,
+    Normalize,
+    Seed,
+    Store,
+    Target,
+    Threads,
+    Weights,
+    announce_target,
+    default_model,
+    load_subject,
+)
 from hwprune.terminal import reporting
 
-Model = Annotated[Optional[str], typer.Option(
-    "--model", metavar="SPEC", help=MODEL_HELP + " Without it: the bundled network, and digits as data.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="SPEC", help=MODEL_HELP + " Without it: the bundled network, and digits as data."),
+]
 
 
 def search(
@@ -22,15 +37,32 @@ def search(
     data: Data = None,
     normalize: Normalize = None,
     input_shape: InputShape = None,
-    latency: Annotated[Optional[str], typer.Option("--latency", metavar="0.5x|3.2ms", help="Latency budget; 0.5x if no budget is given.")] = None,
-    memory: Annotated[Optional[str], typer.Option("--memory", metavar="0.5x|4MB", help="Budget of peak activation memory.")] = None,
-    size: Annotated[Optional[str], typer.Option("--size", metavar="0.5x|1MB", help="Budget of weights on disk.")] = None,
-    importance: Annotated[Optional[str], typer.Option(
-        "--importance", metavar="NAME", help="l1, l2, bn, taylor or random; default: taylor with data, l2 without.")] = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", metavar="0.5x|3.2ms", help="Latency budget; 0.5x if no budget is given.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="0.5x|4MB", help="Budget of peak activation memory.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="0.5x|1MB", help="Budget of weights on disk.")] = None,
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            "--importance", metavar="NAME", help="l1, l2, bn, taylor or random; default: taylor with data, l2 without."
+        ),
+    ] = None,
     strategy: Annotated[str, typer.Option("--strategy", metavar="NAME", help="exact or greedy.")] = "exact",
-    finetune: Annotated[int, typer.Option("--finetune", metavar="EPOCHS", min=0, help="Train the pruned network; needs data.")] = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the dense and the pruned network, and time them where this machine can.")] = False,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder; default: runs/<model>-<target>-<date>.")] = None,
+    finetune: Annotated[
+        int, typer.Option("--finetune", metavar="EPOCHS", min=0, help="Train the pruned network; needs data.")
+    ] = 0,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the dense and the pruned network, and time them where this machine can."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: runs/<model>-<target>-<date>.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished run in --out.")] = False,
     freeze: Freeze = None,
     seed: Seed = 0,
@@ -63,11 +95,28 @@ def search(
 
         loaded, dataset, example = load_subject(model, weights, data, normalize, input_shape)
         result = api.search(
-            loaded.module, example, target=target, latency=latency, memory=memory, size=size, data=dataset,
-            importance=importance, strategy=strategy, finetune=finetune, compile=compile,
-            out=out or api.default_out(model, target), force=force, freeze=tuple(freeze or ()), seed=seed, threads=threads,
-            store=store, model_spec=model, data_spec=data, weights_sha256=loaded.weights_sha256, progress=terminal,
-        )  # fmt: skip
+            loaded.module,
+            example,
+            target=target,
+            latency=latency,
+            memory=memory,
+            size=size,
+            data=dataset,
+            importance=importance,
+            strategy=strategy,
+            finetune=finetune,
+            compile=compile,
+            out=out or api.default_out(model, target),
+            force=force,
+            freeze=tuple(freeze or ()),
+            seed=seed,
+            threads=threads,
+            store=store,
+            model_spec=model,
+            data_spec=data,
+            weights_sha256=loaded.weights_sha256,
+            progress=terminal,
+        )
         _show_run(terminal, result)
 
 
@@ -76,13 +125,16 @@ def finetune(
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs to train.")],
     data: Data = None,
     normalize: Normalize = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier fine-tuning.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier fine-tuning.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train the pruned network of a run.
 
-    The dense network is the teacher. BatchNorm statistics are recalibrated first, and the best checkpoint is kept. Data comes from the run's record unless given.
+    The dense network is the teacher. BatchNorm statistics are recalibrated first, and the best checkpoint is kept.
+    Data comes from the run's record unless given.
 
     \b
     Examples:
@@ -115,7 +167,8 @@ def measure(
 ) -> None:
     """Time the kernels of a network.
 
-    Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+    Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it
+    lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
 
     \b
     Examples:
@@ -129,11 +182,18 @@ def measure(
         from hwprune import api
 
         loaded, _, example = load_subject(model, weights, data, None, input_shape)
-        report = api.measure(loaded.module, example, target=target, freeze=tuple(freeze or ()), threads=threads, store=store,
-                             progress=terminal)
+        report = api.measure(
+            loaded.module,
+            example,
+            target=target,
+            freeze=tuple(freeze or ()),
+            threads=threads,
+            store=store,
+            progress=terminal,
+        )
         terminal.result(
             report.to_json(),
-            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s, kept in {report.store}",
+            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s; store: {report.store}",
         )
 
 
@@ -142,8 +202,12 @@ def inspect(
     data: Data = None,
     input_shape: InputShape = None,
     freeze: Freeze = None,
-    dot: Annotated[Optional[Path], typer.Option("--dot", metavar="FILE", help="Write the couplings as a Graphviz file.")] = None,
-    svg: Annotated[Optional[Path], typer.Option("--svg", metavar="FILE", help="Draw the couplings (needs Graphviz's `dot`).")] = None,
+    dot: Annotated[
+        Path | None, typer.Option("--dot", metavar="FILE", help="Write the couplings as a Graphviz file.")
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw the couplings (needs Graphviz's `dot`).")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

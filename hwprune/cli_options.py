@@ -1,7 +1,7 @@
 """Options that several commands share, and how their values become models, data and targets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,21 +16,41 @@ if TYPE_CHECKING:
 BUNDLED_MODEL = "bundled:digits_resnet"
 BUNDLED_DATA = "digits"
 
-MODEL_HELP = ("bundled:digits_resnet, package.module:factory, path/file.py:factory, torchvision:NAME, timm:NAME, "
-              "a .pt2 file or a run folder.")
+MODEL_HELP = (
+    "bundled:digits_resnet, package.module:factory, path/file.py:factory, torchvision:NAME, timm:NAME, "
+    "a .pt2 file or a run folder."
+)
 
-Target = Annotated[str, typer.Option("--target", metavar="T", help="Target profile, `native` for this machine, or a .toml file.")]
-Weights = Annotated[Optional[str], typer.Option("--weights", metavar="FILE", help="safetensors, or a state_dict file.")]
-Data = Annotated[Optional[str], typer.Option(
-    "--data", metavar="SPEC", help="digits, an .npz file, a folder with train/<class>/ and test/<class>/, or module:function.")]
-Normalize = Annotated[Optional[str], typer.Option(
-    "--normalize", metavar="TEXT", help='Of an .npz or a folder: "mean=0.5,0.5,0.5;std=0.2,0.2,0.2".')]
-InputShape = Annotated[Optional[str], typer.Option("--input-shape", metavar="NxCxHxW", help="Like 1x3x224x224, when no data says it.")]
-Freeze = Annotated[Optional[list[str]], typer.Option(
-    "--freeze", metavar="PATTERN", help="Do not prune modules whose name matches (shell pattern); may be repeated.")]
-Threads = Annotated[Optional[int], typer.Option("--threads", min=1, metavar="N", help="Threads; default: the target's.")]
+Target = Annotated[
+    str, typer.Option("--target", metavar="T", help="Target profile, `native` for this machine, or a .toml file.")
+]
+Weights = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="safetensors, or a state_dict file.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="digits, an .npz file, a folder with train/<class>/ and test/<class>/, or module:function.",
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option("--normalize", metavar="TEXT", help='Of an .npz or a folder: "mean=0.5,0.5,0.5;std=0.2,0.2,0.2".'),
+]
+InputShape = Annotated[
+    str | None, typer.Option("--input-shape", metavar="NxCxHxW", help="Like 1x3x224x224, when no data says it.")
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze", metavar="PATTERN", help="Do not prune modules whose name matches (shell pattern); may be repeated."
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads; default: the target's.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
-Store = Annotated[Optional[Path], typer.Option("--store", metavar="FILE", help="Measurement store; default: in the user's cache folder.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", metavar="FILE", help="Measurement store; default: in the user's cache folder.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error (also HWPRUNE_DEBUG=1).")]
 
@@ -52,8 +72,10 @@ def default_model(terminal: Terminal, model: str | None, data: str | None) -> tu
     """The model and data to use; with no model at all, the bundled network and the data it was trained on."""
     if model is not None:
         return model, data
-    terminal.say(f"no --model given: using the bundled network {BUNDLED_MODEL}"
-                 + (f" and its data, {BUNDLED_DATA} (scikit-learn's handwritten digits)" if data is None else ""))
+    terminal.say(
+        f"no --model given: using the bundled network {BUNDLED_MODEL}"
+        + (f" and its data, {BUNDLED_DATA} (scikit-learn's handwritten digits)" if data is None else "")
+    )
     return BUNDLED_MODEL, data or BUNDLED_DATA
 
 

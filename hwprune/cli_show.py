@@ -25,7 +25,16 @@ def result_table(rows: Sequence["ResultRow"]) -> "Table":
     cells = []
     for row in rows:
         ratio = "" if row.ratio is None or row.unit == "%" else f"{row.ratio:.2f}x"
-        cells.append((row.quantity, figure_text(row.dense, row.unit), figure_text(row.pruned, row.unit), ratio, _provenance(row), row.note))
+        cells.append(
+            (
+                row.quantity,
+                figure_text(row.dense, row.unit),
+                figure_text(row.pruned, row.unit),
+                ratio,
+                _provenance(row),
+                row.note,
+            )
+        )
     columns = ["", "dense", "pruned", "ratio", "provenance", "note"]
     if not any(row.note for row in rows):
         columns, cells = columns[:-1], [c[:-1] for c in cells]
@@ -61,9 +70,11 @@ def _provenance(row: "ResultRow") -> str:
 
 def run_lines(result) -> list[str]:
     """What a search says below its table."""
-    lines = [f"importance kept: {result.plan.importance_kept:.1%}"
-             + (f", certified gap {result.plan.gap:.2%}" if result.plan.gap is not None else "")
-             + f"; {len(result.frontier)} networks on the frontier"]
+    lines = [
+        f"importance kept: {result.plan.importance_kept:.1%}"
+        + (f", certified gap {result.plan.gap:.2%}" if result.plan.gap is not None else "")
+        + f"; {len(result.frontier)} networks on the frontier"
+    ]
     if result.out is not None:
         lines.append(f"run folder: {result.out}")
     return lines
@@ -71,7 +82,14 @@ def run_lines(result) -> list[str]:
 
 def bench_table(rows: Sequence["BenchRow"]) -> "Table":
     cells = [
-        (r.name, format_us(r.median_us), f"{format_us(r.low_us)} to {format_us(r.high_us)}", f"{r.ratio:.2f}x", r.provenance, r.note)
+        (
+            r.name,
+            format_us(r.median_us),
+            f"{format_us(r.low_us)} to {format_us(r.high_us)}",
+            f"{r.ratio:.2f}x",
+            r.provenance,
+            r.note,
+        )
         for r in rows
     ]
     return table("", ["", "median", "10th to 90th percentile", "ratio", "provenance", "note"], cells)
@@ -79,8 +97,10 @@ def bench_table(rows: Sequence["BenchRow"]) -> "Table":
 
 def inspect_tables(report: "InspectReport") -> list["Table | str"]:
     share = report.prunable_parameters / report.parameters if report.parameters else 0.0
-    head = (f"{report.model}, input {'x'.join(map(str, report.input_shape))}: {report.parameters:,} parameters, "
-            f"{share:.1%} of them on an axis that can be pruned")
+    head = (
+        f"{report.model}, input {'x'.join(map(str, report.input_shape))}: {report.parameters:,} parameters, "
+        f"{share:.1%} of them on an axis that can be pruned"
+    )
     groups = [(g.id, str(g.width), _axes(g.producers), _axes(g.consumers)) for g in report.groups]
     frozen = [(f.param, f"{f.dim}", f"{f.count} of {f.total}", f.reason, f.detail, f.where) for f in report.frozen]
     shown: list["Table | str"] = [head]
@@ -99,20 +119,25 @@ def _axes(axes: Sequence[tuple[str, int]], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+_BOX = "shape=box, style=filled"
+
+
 def dot_text(report: "InspectReport") -> str:
     """The couplings as a Graphviz graph: parameters that make a group's units, the group, parameters that read them."""
     lines = ["digraph hwprune {", "  rankdir=LR;", '  node [fontname="sans-serif", fontsize=10];']
     axes: dict[tuple[str, int], None] = {}
     edges = []
     for group in report.groups:
-        lines.append(f"  {_quote(group.id)} [shape=box, style=filled, fillcolor=lightblue, label={_quote(f'{group.id} ({group.width})')}];")
+        lines.append(
+            f"  {_quote(group.id)} [{_BOX}, fillcolor=lightblue, label={_quote(f'{group.id} ({group.width})')}];"
+        )
         edges += [f"  {_quote(_axis(a))} -> {_quote(group.id)};" for a in group.producers]
         edges += [f"  {_quote(group.id)} -> {_quote(_axis(a))};" for a in group.consumers]
         axes.update(dict.fromkeys((*group.producers, *group.consumers)))
     for row in report.frozen:
         axes.pop((row.param, row.dim), None)
         label = f"{row.param}[{row.dim}]\n{row.reason}"
-        lines.append(f"  {_quote(_axis((row.param, row.dim)))} [shape=box, style=filled, fillcolor=lightgray, label={_quote(label)}];")
+        lines.append(f"  {_quote(_axis((row.param, row.dim)))} [{_BOX}, fillcolor=lightgray, label={_quote(label)}];")
     lines += [f"  {_quote(_axis(axis))} [shape=ellipse];" for axis in axes]
     return "\n".join([*lines, *edges, "}"]) + "\n"
 
@@ -127,7 +152,7 @@ def write_svg(report: "InspectReport", path: Path) -> None:
         source.write_text(dot_text(report))
         drawn = subprocess.run([dot, "-Tsvg", str(source)], capture_output=True, text=True)
     if drawn.returncode:
-        raise UsageError(f"Graphviz refused the graph: {drawn.stderr.strip().splitlines()[0] if drawn.stderr.strip() else 'no reason given'}")
+        raise UsageError(f"Graphviz refused the graph: {(drawn.stderr.strip() or 'no reason given').splitlines()[0]}")
     write_text_atomic(path, drawn.stdout)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,11 @@ from hwprune.cli_options import Debug, Json
 from hwprune.terminal import Terminal, reporting, table
 
 app = typer.Typer(
-    help="List, show, check and write target profiles.", no_args_is_help=True, rich_markup_mode=None,
+    help="List, show, check and write target profiles.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
     epilog="Profiles are searched in ./targets, then the user's config folder, then among the shipped ones.",
-)  # fmt: skip
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A target's name, or a .toml file.")]
 
@@ -39,12 +41,25 @@ def list_targets(json: Json = False, debug: Debug = False) -> None:
                 data.append({"name": name, "file": str(files[0]), "valid": False, "error": str(err)})
                 continue
             stands_for = f" (= {profile.alias_of})" if profile.alias_of else ""
-            rows.append((name + stands_for, profile.description, origin + (", shadows another" if len(files) > 1 else "")))
-            data.append({"name": name, "file": str(files[0]), "valid": True, "description": profile.description,
-                         "architecture": profile.architecture, "alias_of": profile.alias_of,
-                         "runs_here": profile.runs_here(), "shadows": [str(f) for f in files[1:]]})
+            rows.append(
+                (name + stands_for, profile.description, origin + (", shadows another" if len(files) > 1 else ""))
+            )
+            data.append(
+                {
+                    "name": name,
+                    "file": str(files[0]),
+                    "valid": True,
+                    "description": profile.description,
+                    "architecture": profile.architecture,
+                    "alias_of": profile.alias_of,
+                    "runs_here": profile.runs_here(),
+                    "shadows": [str(f) for f in files[1:]],
+                }
+            )
         rows.append(("native", "this machine, probed when it is used", "probe"))
-        data.append({"name": "native", "file": None, "valid": True, "description": "this machine, probed when it is used"})
+        data.append(
+            {"name": "native", "file": None, "valid": True, "description": "this machine, probed when it is used"}
+        )
         terminal.result(data, table("", ["target", "description", "from"], rows, left=3))
 
 
@@ -65,8 +80,10 @@ def show(name: Name, json: Json = False, debug: Debug = False) -> None:
             profile = target.load(name)
         for notice in target.notices(name, profile):
             terminal.say(notice)
-        peak = f"# peak {profile.peak_flops / 1e9:.4g} GFLOP/s (float32) on {profile.threads} threads; " \
-               f"{'runs' if profile.runs_here() else 'does not run'} on this machine"
+        peak = (
+            f"# peak {profile.peak_flops / 1e9:.4g} GFLOP/s (float32) on {profile.threads} threads; "
+            f"{'runs' if profile.runs_here() else 'does not run'} on this machine"
+        )
         terminal.result(profile.model_dump(mode="json", by_alias=True), peak, to_annotated(profile).rstrip())
 
 
@@ -88,8 +105,11 @@ def check(name: Name, json: Json = False, debug: Debug = False) -> None:
         found = target.complaints(path)
         notes = [] if found else _notes(target.load_file(path))
         lines = [f"{path}: {text}" for text in found] + [f"{path}: note: {text}" for text in notes]
-        terminal.result({"file": str(path), "valid": not found, "complaints": found, "notes": notes},
-                        *lines, f"{path}: {len(found)} complaint{'' if len(found) == 1 else 's'}" if found else f"{path}: valid")
+        terminal.result(
+            {"file": str(path), "valid": not found, "complaints": found, "notes": notes},
+            *lines,
+            f"{path}: {len(found)} complaint{'' if len(found) == 1 else 's'}" if found else f"{path}: valid",
+        )
         if found:
             raise typer.Exit(target.TargetError.exit_code)
 
@@ -97,7 +117,9 @@ def check(name: Name, json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits, dots, dashes.")],
-    extends: Annotated[Optional[str], typer.Option("--extends", metavar="T", help="Take everything from this profile, to be overridden.")] = None,
+    extends: Annotated[
+        str | None, typer.Option("--extends", metavar="T", help="Take everything from this profile, to be overridden.")
+    ] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Measure this machine and write a complete profile.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
@@ -116,10 +138,15 @@ def new(
 
         path = Path("targets") / f"{name}.toml"
         if (extends is None) == (not probe):
-            raise UsageError("a profile's figures come from another profile or from this machine; give --extends T or --probe"
-                             if not probe else "--extends and --probe contradict each other; give one of them")
+            raise UsageError(
+                "a profile's figures come from another profile or from this machine; give --extends T or --probe"
+                if not probe
+                else "--extends and --probe contradict each other; give one of them"
+            )
         if name == "native" or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-            raise UsageError(f"a target cannot be called {name!r}; use lower-case letters, digits, dots and dashes, and not `native`")
+            raise UsageError(
+                f"a target cannot be called {name!r}; use lower-case letters, digits, dots and dashes, and not `native`"
+            )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; give another name, or --force to replace it")
         text = _probed(terminal, name) if probe else _extending(name, str(extends))
@@ -171,5 +198,7 @@ def _notes(profile) -> list[str]:
         notes.append(f"no source for {', '.join(missing)}")
     if not shutil.which(profile.link.cxx):
         package = f" (Debian: {profile.link.package})" if profile.link.package else ""
-        notes.append(f"the compiler {profile.link.cxx} is not installed here{package}; it is needed to compile for this target")
+        notes.append(
+            f"the compiler {profile.link.cxx} is not installed here{package}; it is needed to compile for this target"
+        )
     return notes

@@ -75,7 +75,9 @@ class Memory(_Frozen):
 class Overhead(_Frozen):
     """What a call costs beyond its work, in microseconds."""
 
-    kernel_us: float = Field(default=1.0, ge=0, description="start of one kernel, fork and join of its threads included")
+    kernel_us: float = Field(
+        default=1.0, ge=0, description="start of one kernel, fork and join of its threads included"
+    )
     network_us: float = Field(default=2.0, ge=0, description="call of one network")
 
 
@@ -111,15 +113,21 @@ class TargetProfile(_Frozen):
         if self.core.vector_bits % 32:
             yield f"`core.vector_bits` must be a multiple of 32, but got {self.core.vector_bits}"
         if (self.codegen.kind == "cuda") != (self.architecture == "cuda"):
-            yield (f"`codegen.kind` and `architecture` contradict each other: kind={self.codegen.kind!r}, "
-                   f"architecture={self.architecture!r}")
+            yield (
+                f"`codegen.kind` and `architecture` contradict each other: kind={self.codegen.kind!r}, "
+                f"architecture={self.architecture!r}"
+            )
         machine = (self.codegen.mtriple or "").split("-")[0]
         if self.codegen.kind == "llvm" and machine and machine != self.architecture:
-            yield (f"`codegen.mtriple` and `architecture` contradict each other: mtriple={self.codegen.mtriple!r}, "
-                   f"architecture={self.architecture!r}")
+            yield (
+                f"`codegen.mtriple` and `architecture` contradict each other: mtriple={self.codegen.mtriple!r}, "
+                f"architecture={self.architecture!r}"
+            )
         if self.memory.l2_bytes < self.memory.l1d_bytes:
-            yield (f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
-                   f"l2_bytes={self.memory.l2_bytes})")
+            yield (
+                f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
+                f"l2_bytes={self.memory.l2_bytes})"
+            )
         for key in self.source:
             if not self._has(key):
                 yield f"`source` names {key!r}, which is no key of this profile; write `table.key` or `table`"
@@ -135,8 +143,16 @@ class TargetProfile(_Frozen):
     def unsourced(self) -> list[str]:
         """Figures that ``source`` does not cover, as ``table.key``."""
         tables = {"core": self.core, "memory": self.memory, "overhead": self.overhead}
-        figures = ["cores", "threads", *(f"{name}.{key}" for name, table in tables.items() for key in type(table).model_fields)]
-        return [f for f in figures if f not in self.source and f.split(".")[0] not in self.source and not self._is_default(f)]
+        figures = [
+            "cores",
+            "threads",
+            *(f"{name}.{key}" for name, table in tables.items() for key in type(table).model_fields),
+        ]
+        return [
+            f
+            for f in figures
+            if f not in self.source and f.split(".")[0] not in self.source and not self._is_default(f)
+        ]
 
     def _is_default(self, figure: str) -> bool:
         table, _, key = figure.partition(".")
@@ -209,7 +225,8 @@ def profiles() -> dict[str, list[Path]]:
 def load(name: str) -> TargetProfile:
     """The profile called ``name``, or the one in the file ``name`` if it ends in ``.toml``.
 
-    ``native`` is this machine, probed. Raises TargetError with the nearest names, the unknown key or the value at fault.
+    ``native`` is this machine, probed. Raises TargetError with the nearest names, the unknown key or the value at
+    fault.
     """
     if name == "native":
         from hwprune.measure.probe import native_profile
@@ -220,7 +237,9 @@ def load(name: str) -> TargetProfile:
     known = profiles()
     if name not in known:
         near = difflib.get_close_matches(name, [*known, "native"], n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(sorted([*known, 'native']))}"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(sorted([*known, 'native']))}"
+        )
         raise TargetError(f"unknown target {name!r}; {hint} (`hwprune targets list` shows all)")
     return load_file(known[name][0])
 
@@ -263,7 +282,9 @@ def _check(path: Path, data: dict[str, Any]) -> TargetProfile | list[str]:
     except ValidationError as err:
         return list(_complaints(err))
     if profile.name != path.stem:
-        return [f"`name` = {profile.name!r}, but the file is {path.name}, and targets are found by file name; make them equal"]
+        return [
+            f"`name` = {profile.name!r}, but the file is {path.name}; targets are found by file name, so make them equal"
+        ]
     return profile
 
 
@@ -281,7 +302,9 @@ def _resolve(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         candidates.insert(0, beside)
     if not candidates:
         near = difflib.get_close_matches(str(parent), profiles(), n=3, cutoff=0.4)
-        raise TargetError(f"{path}: `extends = {parent!r}` names no profile" + (f"; nearest: {', '.join(near)}" if near else ""))
+        raise TargetError(
+            f"{path}: `extends = {parent!r}` names no profile" + (f"; nearest: {', '.join(near)}" if near else "")
+        )
     base = _resolve(candidates[0], (*seen, path))
     base.pop("alias_of", None)
     base["name"] = path.stem
@@ -337,5 +360,3 @@ def _keys(loc: tuple) -> list[str]:
         if model is None or not hasattr(model, "model_fields"):
             return []
     return [f.alias or n for n, f in model.model_fields.items()]
-
-

@@ -29,7 +29,7 @@ def extending(name: str, base: TargetProfile) -> str:
     """A new profile file that takes everything from ``base``; what a board usually changes stands there as comments."""
     figures = ("core.frequency_mhz", "memory.l2_bytes", "memory.dram_gb_per_s")
     lines = [
-        f"# Everything that is not written here comes from {base.name!r}; `hwprune targets show {name}` prints the result.",
+        f"# What is not written here comes from {base.name!r}; `hwprune targets show {name}` prints the result.",
         f"schema = {SCHEMA_VERSION}",
         f"extends = {_value(base.name)}",
         f"name = {_value(name)}",

@@ -137,7 +137,9 @@ class Terminal:
             print(json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}, indent=2))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, note: str = "") -> "Table":
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, note: str = ""
+) -> "Table":
     """A table whose first ``left`` columns are text and whose others are figures, aligned to the right."""
     from rich import box
     from rich.table import Table
@@ -189,8 +191,10 @@ def reporting(as_json: bool, debug: bool) -> Iterator[Terminal]:
 
 def _defect(err: Exception) -> str:
     text = " ".join(str(err).split())
-    return (f"this is a defect of hwprune, not of your input: {type(err).__name__}: {text[:300]}; "
-            f"run the command again with --debug and report what it prints")
+    return (
+        f"this is a defect of hwprune, not of your input: {type(err).__name__}: {text[:300]}; "
+        f"run the command again with --debug and report what it prints"
+    )
 
 
 def _trace_if(wanted: bool) -> None:
@@ -218,7 +222,12 @@ def _bars() -> Any:
             yield self.make_tasks_table(due)
 
     return Patient(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False),
-        console=Console(stderr=True, highlight=False), transient=True,
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+    )

@@ -15,8 +15,19 @@ from hwprune.cli import app
 from hwprune.errors import HwpruneError, MeasureError, UsageError
 from hwprune.terminal import reporting
 
-COMMANDS = [["search"], ["finetune"], ["compile"], ["run"], ["bench"], ["measure"], ["inspect"],
-            ["targets", "list"], ["targets", "show"], ["targets", "check"], ["targets", "new"]]  # fmt: skip
+COMMANDS = [
+    ["search"],
+    ["finetune"],
+    ["compile"],
+    ["run"],
+    ["bench"],
+    ["measure"],
+    ["inspect"],
+    ["targets", "list"],
+    ["targets", "show"],
+    ["targets", "check"],
+    ["targets", "new"],
+]
 
 
 def call(*arguments: str):
@@ -42,25 +53,35 @@ def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> 
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = ("import sys; sys.argv = ['hwprune', '--help']\n"
-            "import atexit\n"
-            "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm', 'numpy', 'rich.console', 'pydantic'})))\n"
-            "from hwprune.cli import main; main()")
+    code = (
+        "import sys; sys.argv = ['hwprune', '--help']\n"
+        "import atexit\n"
+        "heavy = {'torch', 'tvm', 'numpy', 'rich.console', 'pydantic'}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
+        "from hwprune.cli import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "HEAVY []" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["run", "--help"], ["targets", "list"], ["targets", "show", "rpi4"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["run", "--help"], ["targets", "list"], ["targets", "show", "rpi4"]], ids=" ".join
+)
 def test_run_and_targets_do_not_import_torch(arguments: list[str]) -> None:
-    code = (f"import sys, atexit; sys.argv = {['hwprune', *arguments]!r}\n"
-            "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm'})))\n"
-            "from hwprune.cli import main; main()")
+    code = (
+        f"import sys, atexit; sys.argv = {['hwprune', *arguments]!r}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm'})))\n"
+        "from hwprune.cli import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "HEAVY []" in done.stdout
 
 
-@pytest.mark.parametrize("command", [[sys.executable, "-m", "hwprune", "--help"], [str(Path(sys.executable).parent / "hwprune"), "--help"]],
-                         ids=["python -m hwprune", "hwprune"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "-m", "hwprune", "--help"], [str(Path(sys.executable).parent / "hwprune"), "--help"]],
+    ids=["python -m hwprune", "hwprune"],
+)
 def test_help_answers_at_once(command: list[str]) -> None:
     if not Path(command[0]).exists():
         pytest.skip(f"{command[0]} is not installed")
@@ -77,9 +98,16 @@ def test_help_answers_at_once(command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(MeasureError("the board is gone"), 1), (UsageError("no such thing"), 2), (KeyboardInterrupt(), 130), (ValueError("odd"), 1)],
+    [
+        (MeasureError("the board is gone"), 1),
+        (UsageError("no such thing"), 2),
+        (KeyboardInterrupt(), 130),
+        (ValueError("odd"), 1),
+    ],
 )
-def test_every_failure_has_its_exit_code_and_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture) -> None:
+def test_every_failure_has_its_exit_code_and_one_line(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(typer.Exit) as caught, reporting(as_json=False, debug=False):
         raise error
     out, err = capsys.readouterr()
@@ -94,7 +122,9 @@ def test_an_interrupt_says_that_measurements_are_kept(capsys: pytest.CaptureFixt
     assert "kept and will be reused" in capsys.readouterr().err
 
 
-def test_a_defect_says_how_to_report_it_and_debug_prints_the_traceback(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+def test_a_defect_says_how_to_report_it_and_debug_prints_the_traceback(
+    capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
     monkeypatch.delenv("HWPRUNE_DEBUG", raising=False)
     for debug in (False, True):
         with pytest.raises(typer.Exit), reporting(as_json=False, debug=debug):
@@ -177,7 +207,9 @@ def test_targets_check_prints_every_complaint_and_exits_with_2(folder: Path) -> 
     (folder / "bad.toml").write_text('extends = "rpi4"\ncores = 0\ncolour = "red"\n')
     result = call("targets", "check", "bad.toml")
     assert result.exit_code == 2
-    assert "`cores` = 0" in result.stdout and "unknown key `colour`" in result.stdout and "2 complaints" in result.stdout
+    assert (
+        "`cores` = 0" in result.stdout and "unknown key `colour`" in result.stdout and "2 complaints" in result.stdout
+    )
     as_json = json.loads(call("targets", "check", "bad.toml", "--json").stdout)
     assert as_json["valid"] is False and len(as_json["complaints"]) == 2
 
@@ -197,6 +229,8 @@ def test_a_read_only_folder_is_one_sentence(folder: Path) -> None:
 def test_stdout_that_is_closed_early_leaves_no_traceback(folder: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "hwprune", "targets", "show", "rpi4"], stdout=write, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hwprune", "targets", "show", "rpi4"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
     os.close(write)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr

@@ -45,8 +45,11 @@ def test_a_long_task_without_a_terminal_says_how_far_it_is(clock: Clock, capsys:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "Measuring 1/30 (kernel 1) ...", "Measuring 11/30 (kernel 11) ...", "Measuring 21/30 (kernel 21) ...", "Measuring: 30.0 s",
-    ]  # fmt: skip
+        "Measuring 1/30 (kernel 1) ...",
+        "Measuring 11/30 (kernel 11) ...",
+        "Measuring 21/30 (kernel 21) ...",
+        "Measuring: 30.0 s",
+    ]
 
 
 def text_of(table, capsys: pytest.CaptureFixture) -> str:
@@ -56,12 +59,27 @@ def text_of(table, capsys: pytest.CaptureFixture) -> str:
 
 def test_the_result_table(capsys: pytest.CaptureFixture) -> None:
     rows = [
-        ResultRow("accuracy", "%", Figure(value=97.4, provenance="measured"), Figure(value=97.0, provenance="measured")),
-        ResultRow("parameters", "count", Figure(value=77000, provenance="counted"), Figure(value=30800, provenance="counted")),
-        ResultRow("latency", "us", Figure(value=100.0, low=98.0, high=103.0, provenance="measured"), None, "cannot run here"),
+        ResultRow(
+            "accuracy", "%", Figure(value=97.4, provenance="measured"), Figure(value=97.0, provenance="measured")
+        ),
+        ResultRow(
+            "parameters", "count", Figure(value=77000, provenance="counted"), Figure(value=30800, provenance="counted")
+        ),
+        ResultRow(
+            "latency", "us", Figure(value=100.0, low=98.0, high=103.0, provenance="measured"), None, "cannot run here"
+        ),
     ]
     text = text_of(result_table(rows), capsys)
-    for part in ("97.40 %", "77,000", "0.40x", "100 us (98 us to 103 us)", "unknown", "cannot run here", "measured", "counted"):
+    for part in (
+        "97.40 %",
+        "77,000",
+        "0.40x",
+        "100 us (98 us to 103 us)",
+        "unknown",
+        "cannot run here",
+        "measured",
+        "counted",
+    ):
         assert part in text
 
 
@@ -72,17 +90,25 @@ def test_the_bench_table(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(1234567.0, "count", "1,234,567"), (4190000.0, "bytes", "4.19 MB"), (850.0, "us", "850 us"), (0.5, "points", "0.5 points")],
+    [
+        (1234567.0, "count", "1,234,567"),
+        (4190000.0, "bytes", "4.19 MB"),
+        (850.0, "us", "850 us"),
+        (0.5, "points", "0.5 points"),
+    ],
 )
 def test_figures_carry_their_unit(value: float, unit: str, text: str) -> None:
     assert figure_text(Figure(value=value, provenance="measured"), unit) == text
 
 
 REPORT = InspectReport(
-    model="net", input_shape=(1, 3, 8, 8), parameters=100, prunable_parameters=50,
+    model="net",
+    input_shape=(1, 3, 8, 8),
+    parameters=100,
+    prunable_parameters=50,
     groups=(GroupRow("conv1", 16, (("conv1.weight", 0),), (("fc.weight", 1),)),),
     frozen=(FrozenRow("fc.weight", 0, 10, 10, "network output", "it is returned", "net.py:3"),),
-)  # fmt: skip
+)
 
 
 def test_inspect_shows_groups_and_reasons(capsys: pytest.CaptureFixture) -> None:
