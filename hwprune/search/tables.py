@@ -1,0 +1,180 @@
+"""From a lowered network to the search problem's tables: what each call costs at each candidate width.
+
+A call (one kernel of the network) depends on the groups at its inputs and outputs. Its cost is expanded around the dense
+network: the dense cost, the change when one group moves, the further change when two move together (a cut-HDMR of
+second order; Rabitz & Alis, 1999). For calls of up to two groups that is exact. With more, as behind a concatenation,
+it is exact at the dense network and wherever at most two of the groups move, and for costs that are sums of products of
+two widths; whoever uses the solution evaluates it exactly afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Callable, Mapping, Sequence
+
+import numpy as np
+
+from hwprune.compile.lower import Network
+from hwprune.compile.memory import Step, aligned, lifetimes
+from hwprune.cost.base import CostModel
+from hwprune.graph.channels import ChannelGraph
+from hwprune.search.problem import Terms
+from hwprune.workload import TensorSpec, Workload
+
+Widths = Mapping[str, int]
+
+#: Of a call with many groups, pairs whose joint change is below this share of its arithmetic and traffic are left out.
+_NEGLIGIBLE = 0.005
+
+
+class NetworkView:
+    """A lowered network as the search sees it: the workloads of its calls as a function of the groups' widths."""
+
+    def __init__(self, network: Network, graph: ChannelGraph):
+        self.network, self.graph = network, graph
+        self.depends = [self._groups_of(call.reads) for call in network.calls]
+        self._cache: dict[tuple, Workload] = {}
+
+    def _groups_of(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Groups on which the shape of any of ``nodes`` depends, in the order in which they are met."""
+        shape = self.graph.traced.shape
+        met = (g for n in nodes for dim in range(len(shape(n))) for g, _ in self.graph.terms(n, dim)[1])
+        return tuple(dict.fromkeys(met))
+
+    def workload(self, index: int, widths: Widths) -> Workload:
+        """What call ``index`` computes when each group keeps ``widths[group]`` units (all, where it is not named)."""
+        key = (index, *(widths.get(g) for g in self.depends[index]))
+        if key not in self._cache:
+            self._cache[key] = self.network.calls[index].workload(self.graph.shapes(widths))
+        return self._cache[key]
+
+    def workloads(self, widths: Widths) -> list[Workload]:
+        return [self.workload(i, widths) for i in range(len(self.depends))]
+
+    def calls_of(self, group: str) -> list[int]:
+        return [i for i, groups in enumerate(self.depends) if group in groups]
+
+    def live_bytes(self, widths: Widths) -> np.ndarray:
+        """int64 [calls]: bytes of activations that are alive while each call runs, inputs and outputs included.
+
+        No placement can have a lower peak than the largest of them; the compiler's own may have a higher one.
+        """
+        made = {call.name: aligned(self.workload(i, widths).output.size_bytes) for i, call in enumerate(self.network.calls)}
+        outside = {*self.network.inputs, *self.network.outputs}
+        live = np.zeros(len(made), dtype=np.int64)
+        for name, (first, last) in self._lifetimes.items():
+            live[first : last + 1] += made[name]
+        shapes = self.graph.shapes(widths)
+        fixed = sum(TensorSpec(tuple(shapes(n))).size_bytes for n in self.network.inputs)
+        return live + fixed + sum(made[n] for n in outside if n in made)
+
+    @cached_property
+    def _lifetimes(self) -> dict[str, tuple[int, int]]:
+        steps = [
+            Step(call.name, 0, tuple(b for b in emitted.bindings if isinstance(b, str)))
+            for call, emitted in zip(self.network.calls, self.network.emitted())
+        ]
+        return lifetimes(steps, {*self.network.inputs, *self.network.outputs})
+
+
+@dataclass(frozen=True)
+class CallGrid:
+    """The workloads of one call around the dense one; group numbers as in ``Problem``."""
+
+    dense: Workload
+    unary: dict[int, list[Workload]]
+    pair: dict[tuple[int, int], list[list[Workload]]]
+
+    def all(self) -> list[Workload]:
+        flat = [w for row in self.unary.values() for w in row]
+        return [self.dense, *flat, *(w for grid in self.pair.values() for row in grid for w in row)]
+
+
+def grids(view: NetworkView, groups: Sequence[str], widths: Sequence[np.ndarray]) -> list[CallGrid]:
+    """One grid a call. ``widths``: candidate widths of each of ``groups``, the last of each being the dense one."""
+    number = {g: n for n, g in enumerate(groups)}
+    return [_grid(view, call, sorted(number[g] for g in names if g in number), groups, widths) for call, names in enumerate(view.depends)]
+
+
+def _grid(view: NetworkView, call: int, moving: list[int], groups: Sequence[str], widths: Sequence[np.ndarray]) -> CallGrid:
+    def workload(*pairs: tuple[int, int]) -> Workload:
+        return view.workload(call, {groups[g]: int(w) for g, w in pairs})
+
+    dense = workload()
+    unary = {g: [workload((g, w)) for w in widths[g]] for g in moving}
+    joint = list(itertools.combinations(moving, 2))
+    if len(moving) > 2:
+        joint = [p for p in joint if _interact(dense, *(unary[g][0] for g in p), workload(*((g, widths[g][0]) for g in p)))]
+    pair = {(g, h): [[workload((g, a), (h, b)) for b in widths[h]] for a in widths[g]] for g, h in joint}
+    return CallGrid(dense, unary, pair)
+
+
+def _interact(dense: Workload, first: Workload, second: Workload, both: Workload) -> bool:
+    """Whether moving two groups together changes arithmetic or traffic by other than the sum of moving each."""
+    for size in (lambda w: w.macs, lambda w: w.bytes_moved):
+        joint = size(both) - size(first) - size(second) + size(dense)
+        if abs(joint) > _NEGLIGIBLE * max(size(dense), 1):
+            return True
+    return False
+
+
+def terms(call_grids: Sequence[CallGrid], cost: Callable[[Workload], float], constant: float = 0.0) -> Terms:
+    """The sum over all calls of ``cost`` of their workloads, plus ``constant``."""
+    unary: dict[int, np.ndarray] = {}
+    pair: dict[tuple[int, int], np.ndarray] = {}
+    for grid in call_grids:
+        base = cost(grid.dense)
+        constant += base
+        moved = {g: np.array([cost(w) for w in row]) - base for g, row in grid.unary.items()}
+        for g, change in moved.items():
+            unary[g] = unary.get(g, 0.0) + change
+        for (g, h), rows in grid.pair.items():
+            joint = np.array([[cost(w) for w in row] for row in rows]) - base - moved[g][:, None] - moved[h][None, :]
+            if np.any(joint):
+                pair[g, h] = pair.get((g, h), 0.0) + joint
+    return Terms(constant, unary, pair)
+
+
+def latency_terms(call_grids: Sequence[CallGrid], model: CostModel, *, pessimistic: bool = False) -> Terms:
+    """Latency of the network in microseconds, its overheads included.
+
+    pessimistic : take the upper end of the interval for whatever was not measured.
+    """
+    distinct = list({w.key: w for grid in call_grids for w in grid.all()}.values())
+    cost = {}
+    for workload, estimate in zip(distinct, model.predict(distinct)):
+        guarded = pessimistic and estimate.provenance != "measured"
+        cost[workload.key] = estimate.high_us if guarded else estimate.latency_us
+    fixed = model.network_overhead_us + model.kernel_overhead_us * len(call_grids)
+    return terms(call_grids, lambda w: cost[w.key], fixed)
+
+
+def size_terms(call_grids: Sequence[CallGrid], constant: float = 0.0) -> Terms:
+    """Bytes of the packed weights."""
+    return terms(call_grids, lambda w: w.weight_bytes, constant)
+
+
+def live_terms(
+    live_bytes: Callable[[Widths], np.ndarray], groups: Sequence[str], widths: Sequence[np.ndarray], most: float
+) -> list[Terms]:
+    """Bytes of live activations at each step of the program, one Terms a step that can exceed ``most``.
+
+    live_bytes : widths -> float64 [steps]. An activation's channels belong to one group, or to several side by side, so
+        its size is a sum over groups, up to the padding of a concatenation.
+    """
+    dense = np.asarray(live_bytes({}), dtype=np.float64)
+    critical = np.flatnonzero(dense > most)
+    if critical.size == 0:
+        return []
+    moved = {
+        g: np.array([live_bytes({name: int(w)})[critical] for w in candidates], dtype=np.float64) - dense[critical]
+        for g, (name, candidates) in enumerate(zip(groups, widths))
+    }
+    rows: dict[tuple, Terms] = {}
+    for step in range(critical.size):
+        unary = {g: change[:, step] for g, change in moved.items() if np.any(change[:, step])}
+        key = (dense[critical[step]], *((g, *u) for g, u in unary.items()))
+        rows.setdefault(key, Terms(float(dense[critical[step]]), unary, {}))
+    return list(rows.values())
