@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 import traceback
@@ -136,5 +137,16 @@ def _attribute(module: ModuleType, place: str, name: str, what: str, error: type
         raise error(f"{place} has no {name!r}{nearest(name, callables)}; name a function that takes no arguments")
     function = getattr(module, name)
     if not callable(function):
-        raise error(f"{place}:{name} is a {type(function).__name__}, not a {what} that can be called without arguments")
+        raise error(f"{place}:{name} is a {type(function).__name__}, not a {what} that can be called")
+    needed = _needed_arguments(function)
+    if needed:
+        raise error(f"{place}:{name} needs the arguments {', '.join(needed)}; name a {what} that takes none")
     return function
+
+
+def _needed_arguments(function: Callable) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins tell no signature
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
