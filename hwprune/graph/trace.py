@@ -7,6 +7,7 @@ node per operator that the user wrote, and its names are the ones that plans, co
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -105,7 +106,7 @@ def trace(module: nn.Module, example_inputs: Sequence[torch.Tensor] | torch.Tens
     TraceError : torch.export refused; the sentence names the line of the user's source.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    with _eval_mode(module), _quiet(), torch.no_grad():
+    with evaluating(module), _quiet(), torch.no_grad():
         try:
             exported = torch.export.export(module, inputs)
         except Exception as err:
@@ -120,7 +121,7 @@ def trace(module: nn.Module, example_inputs: Sequence[torch.Tensor] | torch.Tens
 
 
 @contextlib.contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for the time of the export; exported modules have no mode to set."""
     training = [(m, m.training) for m in module.modules()]
     for m, _ in training:
@@ -134,11 +135,11 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs each failed guard with a page of advice; the one sentence of TraceError replaces it."""
+    """torch.export logs and prints each failed guard with a page of advice; one sentence of TraceError replaces it."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

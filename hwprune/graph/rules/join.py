@@ -50,7 +50,7 @@ def split(call: Call) -> Values:
         tie_parts(call, x, axis, len(sizes))
     bounds = np.cumsum([0, *sizes])
     return tuple(
-        call.result([_cut(f, axis, slice(bounds[i], bounds[i + 1])) for f in x.fields], i) for i in range(len(sizes))
+        call.result(_cuts(call, x, axis, slice(bounds[i], bounds[i + 1])), i) for i in range(len(sizes))
     )
 
 
@@ -81,7 +81,7 @@ def slice_axis(call: Call) -> Value:
             call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, f"every {step}th index is taken"))
         elif size % length == 0 and start % length == 0:
             tie_parts(call, x, axis, size // length)
-    return call.result([_cut(f, axis, slice(start, start + length * step, step)) for f in x.fields])
+    return call.result(_cuts(call, x, axis, slice(start, start + length * step, step)))
 
 
 @rule(*overloads("index_select"))
@@ -99,7 +99,27 @@ def glu(call: Call) -> Value:
     axis = int(call["dim"]) % len(x.shape)
     if x.field(axis) is not None:
         tie_parts(call, x, axis, 2)
-    return call.result([_cut(f, axis, slice(0, x.shape[axis] // 2)) for f in x.fields])
+    return call.result(_cuts(call, x, axis, slice(0, x.shape[axis] // 2)))
+
+
+@rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+def index(call: Call) -> Value:
+    """Axes that are indexed by tensors stay whole; the others pass, around the axes of the indices."""
+    x, indices = call["self"], list(call["indices"])
+    indexed = [a for a, i in enumerate(indices) if i is not None]
+    cause = call.cause(Reason.UNIFORMITY, "indices are taken by number")
+    call.atoms.freeze_axes(x, indexed, cause)
+    for i in indexed:
+        call.atoms.freeze_value(indices[i], cause)
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    added = len(call.shape) - (len(x.shape) - len(indexed))
+    first = indexed[0] if adjacent else 0
+    place, rest = {}, [a for a in range(len(x.shape)) if a not in indexed]
+    for position, a in enumerate(rest):
+        place[a] = position + (added if position >= first else 0)
+    return call.result(
+        [Field(tuple(place[a] for a in f.axes), f.ids) for f in x.fields if not set(f.axes) & set(indexed)]
+    )
 
 
 def tie_parts(call: Call, x: Value, axis: int, parts: int) -> None:
@@ -110,12 +130,20 @@ def tie_parts(call: Call, x: Value, axis: int, parts: int) -> None:
     call.atoms.unify(columns[1:], columns[:1])
 
 
-def _cut(f: Field, axis: int, part: slice) -> Field:
-    if axis not in f.axes:
-        return f
-    index = [slice(None)] * len(f.axes)
-    index[f.axes.index(axis)] = part
-    return Field(f.axes, f.ids[tuple(index)])
+def _cuts(call: Call, x: Value, axis: int, part: slice) -> list[Field]:
+    """Labels of a part of an axis. A part of one index stays, because an axis of extent 1 broadcasts."""
+    fields = []
+    for f in x.fields:
+        if axis not in f.axes:
+            fields.append(f)
+            continue
+        position = f.axes.index(axis)
+        ids = f.ids[(slice(None),) * position + (part,)]
+        if ids.shape[position] > 1:
+            fields.append(Field(f.axes, ids))
+        else:
+            call.atoms.freeze(ids, call.cause(Reason.UNIFORMITY, "one index is taken by number"))
+    return fields
 
 
 def _select(call: Call, x: Value, axis: int, index: int, result: int) -> Value:

@@ -1,0 +1,208 @@
+"""Check that a pruned network computes what the dense one computes without the removed units.
+
+Without them means: the slices of all parameters that read a removed unit are taken as zero, and normalizations over a
+pruned axis take their statistics over what is kept. Both networks run in float64 on copies, so that the comparison has
+nothing to do with rounding, in eval mode, so that BatchNorm and dropout are plain functions.
+
+The dense side interprets the exported graph, one operator at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from hwprune.errors import ProofError, UsageError
+from hwprune.graph.channels import ChannelGraph
+from hwprune.graph.rules import aten
+from hwprune.graph.trace import evaluating
+
+TOLERANCE = 1e-5  # relative to the largest output; float64 leaves 1e-12 or so
+
+
+@dataclass(frozen=True)
+class ProofReport:
+    """relative_error : largest absolute error over the largest absolute value of the dense output."""
+
+    max_abs_error: float
+    relative_error: float
+    tolerance: float
+    passed: bool
+    dtype: str = "float64"
+
+
+def prove(
+    dense: nn.Module,
+    pruned: nn.Module,
+    graph: ChannelGraph,
+    kept: Mapping[str, Sequence[int]],
+    inputs: Sequence[torch.Tensor] | torch.Tensor | None = None,
+    seed: int = 0,
+    check: bool = True,
+    tolerance: float = TOLERANCE,
+) -> ProofReport:
+    """Compare ``pruned`` with ``dense`` on the same input.
+
+    Parameters
+    ----------
+    dense, pruned : not changed; ``dense`` has the parameters of the traced network by name and shape.
+    kept : group id -> units that stay, as given to ``prune``.
+    inputs : of the shapes of the traced example; by default standard normal values (integers: the example's).
+    check : raise ProofError where the error exceeds ``tolerance``; otherwise the report says so.
+
+    Raises
+    ------
+    ProofError : the outputs differ, in shape or in value.
+    UsageError : inputs of other shapes than the network was traced with.
+    """
+    inputs = _inputs(graph, inputs, seed)
+    with torch.no_grad():
+        expected = _dense_outputs(dense, graph, kept, inputs)
+        got = _outputs(pruned, inputs)
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        shapes = [tuple(t.shape) for t in got], [tuple(t.shape) for t in expected]
+        raise ProofError(f"the pruned network's outputs have shapes {shapes[0]}, the dense one's {shapes[1]}")
+    error = max((float((a - b).abs().max()) for a, b in zip(got, expected) if a.numel()), default=0.0)
+    scale = max((float(b.abs().max()) for b in expected if b.numel()), default=0.0)
+    relative = error / scale if scale > 0 else error
+    passed = bool(relative <= tolerance)  # a NaN does not pass
+    if check and not passed:
+        raise ProofError(
+            f"the pruned network does not compute what it should: its output is off by {error:.3g}, {relative:.3g} of "
+            f"the largest value, where {tolerance:g} is allowed; freeze the groups at fault and report the network"
+        )
+    return ProofReport(error, relative, tolerance, passed)
+
+
+def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:
+    examples = graph.traced.example_inputs
+    if inputs is None:
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.randn(x.shape, generator=generator, dtype=torch.float64) if x.is_floating_point() else x
+            for x in examples
+        ]
+    inputs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if [x.shape for x in inputs] != [x.shape for x in examples]:
+        shapes = [tuple(x.shape) for x in inputs], [tuple(x.shape) for x in examples]
+        raise UsageError(f"inputs must have the shapes that the network was traced with: {shapes[1]}, but got {shapes[0]}")
+    return [x.double() if x.is_floating_point() else x for x in inputs]
+
+
+def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = copy.deepcopy(module).double().cpu()
+    with evaluating(module):
+        return _tensors(module(*[x.clone() for x in inputs]))
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [t.double() if t.is_floating_point() else t for t in leaves if isinstance(t, torch.Tensor)]
+
+
+def _dense_outputs(dense, graph: ChannelGraph, kept, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    own = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers(remove_duplicate=False))}
+    zeros = _removed(graph, kept)
+    exported = graph.traced.exported
+    rest = iter(inputs)
+    values = []
+    for node in graph.traced.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        fqn = graph.traced.targets.get(node.name)
+        if fqn is None:
+            values.append(next(rest) if isinstance(node.meta.get("val"), torch.Tensor) else node.meta.get("val"))
+            continue
+        tensor = (own[fqn] if fqn in own else exported.constants[fqn]).detach().cpu()
+        tensor = tensor.double() if tensor.is_floating_point() else tensor.clone()
+        tensor = tensor.clone()
+        for dim, positions in zeros.get(fqn, {}).items():
+            tensor.index_fill_(dim, torch.from_numpy(positions), 0)
+        values.append(tensor)
+    module = fx.GraphModule(exported.graph_module, graph.traced.graph)
+    return _tensors(_Dense(module, graph, kept).run(*values))
+
+
+def _removed(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, np.ndarray]]:
+    """Positions of the consumers' slices for the removed units: fqn -> dim -> positions."""
+    zeros: dict[str, dict[int, np.ndarray]] = {}
+    for group_id, units in kept.items():
+        group = graph.group(group_id)
+        gone = np.setdiff1d(np.arange(group.width), np.asarray(units, dtype=np.int64))
+        for name, dim in group.consumers:
+            before = zeros.setdefault(name, {}).get(dim, np.empty(0, dtype=np.int64))
+            zeros[name][dim] = np.concatenate([before, group.slice_of(name, dim).index[gone].ravel()])
+    return zeros
+
+
+class _Dense(fx.Interpreter):
+    """Runs the dense graph with the statistics of normalizations taken over what is kept.
+
+    Literal dtypes of the graph follow the parameters: what it makes in float32 is made in float64.
+    """
+
+    def __init__(self, module: fx.GraphModule, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(module)
+        self._graph, self._kept = graph, kept
+        self.extra_traceback = False
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.op == "call_function" and node.target in _STATISTICS:
+            axes = {
+                dim: positions
+                for dim in _STATISTICS[node.target](node)
+                if (positions := self._graph.positions(node.name, dim, self._kept)) is not None
+            }
+            if axes:
+                return self._over_kept(node, axes)
+        return super().run_node(node)
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return super().call_function(target, args, kwargs)
+
+    def _over_kept(self, node: fx.Node, axes: Mapping[int, np.ndarray]) -> torch.Tensor:
+        """Take what is kept, normalize, and put it back; removed positions become zero."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        names = [argument.name for argument in node.target._schema.arguments]
+        operands = {**dict(zip(names, args)), **kwargs}
+        x = operands["input"]
+        small = x
+        for dim, positions in axes.items():
+            small = small.index_select(dim, torch.from_numpy(positions))
+        for name in ("weight", "bias"):
+            w = operands.get(name)
+            if w is not None:
+                first = 1 if node.target is aten.group_norm.default else x.dim() - w.dim()
+                for dim, positions in axes.items():
+                    w = w.index_select(dim - first, torch.from_numpy(positions))
+                operands[name] = w
+        operands["input"] = small
+        if "normalized_shape" in operands:
+            operands["normalized_shape"] = list(small.shape[-len(operands["normalized_shape"]) :])
+        result = node.target(**operands)
+        grid = np.ix_(*[axes.get(dim, np.arange(size)) for dim, size in enumerate(x.shape)])
+        full = torch.zeros_like(x)
+        full[tuple(torch.from_numpy(g) for g in grid)] = result
+        return full
+
+
+def _last_axes(node: fx.Node) -> list[int]:
+    rank = len(node.meta["val"].shape)
+    return list(range(rank - len(node.args[1]), rank))
+
+
+_STATISTICS = {
+    aten.layer_norm.default: _last_axes,
+    aten.rms_norm.default: _last_axes,
+    aten.group_norm.default: lambda node: [1],
+}
