@@ -106,8 +106,14 @@ def run(
     with reporting(json, debug) as terminal:
         from hwprune import runtime
         from hwprune.arrays import load_npy, save_npy
+        from hwprune.errors import UsageError
 
         program = runtime.load(artifact, threads=threads)
+        if (len(program.inputs), len(program.outputs)) != (1, 1):
+            raise UsageError(
+                f"{artifact} has {len(program.inputs)} inputs and {len(program.outputs)} outputs, and this command "
+                "takes one of each; call hwprune.runtime.load from Python"
+            )
         result = program(load_npy(input))
         save_npy(output, result)
         shape = "x".join(map(str, result.shape))

@@ -193,7 +193,8 @@ def measure(
         )
         terminal.result(
             report.to_json(),
-            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s; store: {report.store}",
+            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s",
+            f"store: {report.store}",
         )
 
 
