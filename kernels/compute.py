@@ -70,7 +70,8 @@ def _reader(item: _Shaped) -> Expr:
 # --- element-wise -----------------------------------------------------------------------------------------------
 
 def _const(x: tirx.Expr, value: float) -> tirx.Expr:
-    return tirx.const(value, str(x.ty.dtype) if hasattr(x, "ty") else x.dtype)
+    dtype = getattr(getattr(x, "ty", None), "dtype", None) or x.dtype  # tensors and expressions keep it apart
+    return tirx.const(value, str(dtype))
 
 
 def _clip(x, low, high):

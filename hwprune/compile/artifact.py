@@ -1,0 +1,217 @@
+"""Build an artifact: the folder that ships.
+
+    network.so            kernels and the program that calls them
+    weights.safetensors   one tensor, all constants packed as the kernels read them
+    manifest.json         shapes, memory, target, versions, each kernel's schedule, SHA-256 of the other files
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Mapping
+
+import numpy as np
+
+from hwprune import __version__
+from hwprune.compile.constants import Constant
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, KernelCall, program
+from hwprune.compile.lower import Emitted, Network
+from hwprune.compile.memory import aligned
+from hwprune.errors import CompileError, HwpruneError
+from hwprune.fsio import sha256_file, write_json_atomic
+from hwprune.kernels import KERNELS_VERSION, build, primfunc
+from hwprune.kernels.schedule import Config
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+FORMAT = 1
+SchedulePicker = Callable[[Workload], Config]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where constants lie in the weight file, and which kernel serves each distinct workload."""
+
+    offsets: dict[Constant, int]
+    shapes: dict[Constant, tuple[int, ...]]
+    size: int
+    symbols: dict[str, str]  # workload key -> symbol
+
+
+def build_artifact(
+    network: Network, profile: TargetProfile, pick: SchedulePicker, out: str | os.PathLike, *, record: dict | None = None
+) -> Path:
+    """Compile ``network`` for ``profile`` into the folder ``out``, replacing an artifact that is there.
+
+    Parameters
+    ----------
+    pick : workload -> schedule, from the tuner's store.
+    record : anything worth keeping beside the manifest's own facts (where the network came from).
+
+    Raises
+    ------
+    CompileError : a kernel does not build, or the target's linker is missing (the sentence names its package).
+    """
+    out = Path(out)
+    emitted = network.emitted()
+    layout = _plan(emitted)
+    chosen = {e.workload.key: pick(e.workload) for e in emitted}
+    distinct = {e.workload.key: e.workload for e in emitted}
+    functions = {layout.symbols[key]: primfunc(w, profile, chosen[key]) for key, w in distinct.items()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as err:
+        raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
+    try:
+        calls = _calls(network, emitted, layout)
+        _link(functions, calls, network, profile, folder)
+        _write_weights(network, layout, profile, folder)
+        manifest = _manifest(network, emitted, layout, chosen, profile, record or {})
+        manifest["files"] = {
+            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in ("network.so", "weights.safetensors")
+        }
+        write_json_atomic(folder / "manifest.json", manifest)
+        _replace(folder, out)
+    except OSError as err:
+        raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; free some space or choose another folder") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return out
+
+
+def _plan(emitted: list[Emitted]) -> _Layout:
+    offsets: dict[Constant, int] = {}
+    shapes: dict[Constant, tuple[int, ...]] = {}
+    symbols: dict[str, str] = {}
+    size = 0
+    for e in emitted:
+        symbols.setdefault(e.workload.key, f"kernel{len(symbols)}")
+        for spec, binding in zip(e.workload.inputs, e.bindings):
+            if not isinstance(binding, str) and binding not in offsets:
+                offsets[binding], shapes[binding] = size, spec.shape
+                size = aligned(size + spec.size_bytes)
+    return _Layout(offsets, shapes, size, symbols)
+
+
+def _calls(network: Network, emitted: list[Emitted], layout: _Layout) -> list[KernelCall]:
+    memory = network.memory()
+    inputs = {name: i for i, name in enumerate(network.inputs)}
+    outputs = {name: i for i, name in enumerate(network.outputs)}
+
+    def place(name: str, shape: tuple[int, ...]) -> Argument:
+        if name in inputs:
+            return Argument(INPUT, inputs[name], shape)
+        if name in outputs:
+            return Argument(OUTPUT, outputs[name], shape)
+        return Argument(WORKSPACE, memory.offsets[name], shape)
+
+    result = []
+    for call, e in zip(network.calls, emitted):
+        arguments = [
+            place(binding, spec.shape) if isinstance(binding, str) else Argument(WEIGHTS, layout.offsets[binding], spec.shape)
+            for spec, binding in zip(e.workload.inputs, e.bindings)
+        ]
+        arguments.append(place(call.name, e.workload.output.shape))
+        result.append(KernelCall(layout.symbols[e.workload.key], tuple(arguments)))
+    return result
+
+
+def _link(functions, calls, network: Network, profile: TargetProfile, folder: Path) -> None:
+    """Kernels as an object file, the program as C, both into ``network.so``."""
+    from tvm_ffi import libinfo
+
+    compiler = shutil.which(profile.link.cxx)
+    if compiler is None:
+        install = f"; install it (Debian: apt-get install {profile.link.package})" if profile.link.package else ""
+        raise CompileError(f"target {profile.name!r} is linked by `{profile.link.cxx}`, which is not here{install}")
+    try:
+        module = build(functions, profile)
+    except Exception as err:
+        raise CompileError(f"TVM cannot build the kernels for target {profile.name!r}: {_last_line(err)}") from err
+    with tempfile.TemporaryDirectory() as scratch:
+        objects, source = Path(scratch, "kernels.o"), Path(scratch, "program.c")
+        module.write_to_file(str(objects))
+        source.write_text(program(calls, len(network.inputs), len(network.outputs)))
+        includes = [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
+        command = [compiler, "-O2", "-shared", "-fPIC", *includes, "-x", "c", str(source), "-x", "none", str(objects),
+                   "-o", str(folder / "network.so")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    params = parameter_values(network)
+    blob = np.zeros(max(layout.size // 4, 1), np.float32)
+    for constant, offset in layout.offsets.items():
+        packed = constant.pack(params, profile.lanes)
+        if packed.shape != layout.shapes[constant]:
+            raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {layout.shapes[constant]}")
+        blob[offset // 4 : offset // 4 + packed.size] = packed.ravel()
+    save_file({"packed": blob}, folder / "weights.safetensors")
+
+
+def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
+    """Placeholder node name -> value of each parameter, buffer and constant of the traced network."""
+    exported = network.traced.exported
+    tensors = {**exported.constants, **exported.state_dict}
+    return {node: tensors[name].detach().cpu().numpy() for node, name in network.traced.targets.items() if name in tensors}
+
+
+def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
+    import tvm
+    import tvm_ffi
+
+    traced, memory = network.traced, network.memory()
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"hwprune": __version__, "tvm": tvm.__version__, "tvm_ffi": tvm_ffi.__version__, "kernels": KERNELS_VERSION},
+        "target": {"name": profile.name, "architecture": profile.architecture, "digest": profile.digest(),
+                   "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.threads},
+        "inputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.inputs],
+        "outputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.output_nodes],
+        "workspace_bytes": memory.workspace_bytes,
+        "peak_memory_bytes": memory.peak_bytes,
+        "weights_bytes": layout.size,
+        "macs": network.macs(),
+        "calls": [
+            {"makes": call.name, "kernel": layout.symbols[e.workload.key], "macs": e.workload.macs}
+            for call, e in zip(network.calls, emitted)
+        ],
+        "kernels": {
+            layout.symbols[key]: {"workload": key, "schedule": json.loads(config.to_text())} for key, config in chosen.items()
+        },
+        "record": record,
+    }
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Put the finished folder where the artifact belongs; an older artifact goes only once the new one is whole."""
+    os.chmod(folder, 0o755)
+    if out.exists():
+        if not (out / "manifest.json").is_file() and any(out.iterdir()):
+            raise CompileError(f"{out} is not empty and holds no artifact; choose another folder with --out")
+        old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(out, old)
+        os.replace(folder, out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(folder, out)
+
+
+def _last_line(err: Exception) -> str:
+    lines = [line for line in str(err).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(err).__name__
