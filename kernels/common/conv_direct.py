@@ -37,7 +37,17 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
                 cost = _cost(geometry, profile, ht, wt, cov, order, split, rows)
                 ranked.append((cost, rank, Config.make(name, ht=ht, wt=wt, cov=cov, order=order, split=split, rows=rows)))
     ranked.sort(key=lambda item: item[:2])
-    return [config for _, _, config in ranked]
+    return _varied(ranked)
+
+
+def _varied(ranked: list[tuple[float, int, Config]]) -> list[Config]:
+    """By cost, but each register tile's variants spread out: the model tells tiles apart better than loop orders."""
+    seen: dict[int, int] = {}
+    spread = []
+    for cost, tile, config in ranked:
+        seen[tile] = seen.get(tile, 0) + 1
+        spread.append((cost * (1 + 0.02 * (seen[tile] - 1)), tile, config))
+    return [config for _, _, config in sorted(spread, key=lambda item: item[:2])]
 
 
 class _Geometry:

@@ -1,0 +1,47 @@
+"""From samples to a latency.
+
+A machine's speed drifts within a minute by more than the differences that matter here. So measurements come in rounds,
+a reference kernel is timed in each, the latency is a low quantile over rounds (what the code takes when nothing disturbs
+it), and it is scaled by what the same quantile of the reference says of the machine's speed during these rounds. Rounds
+are not corrected one by one: a burst of disturbance that hits one of the two would be taken for drift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: The quantile over rounds that is called the latency, and those of its interval.
+QUANTILE, LOW, HIGH = 0.25, 0.05, 0.75
+
+#: The drift correction is trusted within these bounds; beyond them the machine was disturbed, not slow.
+DRIFT_BOUNDS = (0.6, 1.25)
+
+#: A measurement whose interval is wider than this share of its latency is flagged, not hidden.
+NOISY = 0.10
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Microseconds: the estimate, its interval over rounds, the number of rounds, and whether it is noisy."""
+
+    latency_us: float
+    low_us: float
+    high_us: float
+    rounds: int
+    noisy: bool
+
+
+def estimate(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: float) -> Latency:
+    """Latency from one value a round.
+
+    Parameters
+    ----------
+    samples_us : [rounds] mean latency of the kernel in each round.
+    reference_us : [rounds] mean latency of the reference kernel in the same rounds.
+    baseline_us : the reference kernel's latency on this device when undisturbed.
+    """
+    drift = float(np.clip(baseline_us / np.quantile(reference_us, QUANTILE), *DRIFT_BOUNDS))
+    low, value, high = np.quantile(samples_us, (LOW, QUANTILE, HIGH)) * drift
+    return Latency(float(value), float(low), float(high), len(samples_us), bool(high - low > NOISY * value))

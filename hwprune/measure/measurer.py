@@ -1,0 +1,163 @@
+"""What is measured, and with which schedules.
+
+The measurer fills the store with what a search asks for and does not know yet. A workload new to the store is tried
+with schedules that won on its nearest measured relatives and with the rule's own best guesses; ``tune`` tries more.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+
+from hwprune.compile.artifact import build_artifact
+from hwprune.compile.lower import Network
+from hwprune.errors import MeasureError
+from hwprune.kernels import candidates
+from hwprune.kernels.schedule import Config
+from hwprune.measure.device import local_device, software
+from hwprune.measure.estimate import Latency, estimate
+from hwprune.measure.process import Worker, WorkerLost
+from hwprune.measure.store import Context, Measurement, Store
+from hwprune.progress import SILENT, Progress
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+#: effort -> (the rule's own schedules, schedules of relatives, finalists timed properly, rounds)
+EFFORTS = {"quick": (3, 2, 2, 9), "tune": (14, 4, 4, 15)}
+
+_BASELINE_ROUNDS = 60
+_NETWORK_ROUNDS = 25
+
+
+class Measurer:
+    """Measures on this machine for ``profile``; close it (or use ``with``) to end its process.
+
+    Raises MeasureError from any method when no schedule of a workload can be built and run.
+    """
+
+    def __init__(self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None):
+        self.profile, self.store, self.progress = profile, store, progress
+        self.threads = threads or profile.threads
+        self.context = Context(local_device(), self.threads, software(profile))
+        self._worker = Worker(profile, self.threads)
+        self._known: dict[str, Measurement] = {m.workload.key: m for m in store.all_best(self.context)}
+        self._baseline: float | None = None
+
+    def best(self, workload: Workload) -> Latency | None:
+        """The latency of the fastest schedule measured for ``workload``; None if there is none."""
+        found = self._known.get(workload.key)
+        return found.latency if found else None
+
+    def schedule(self, workload: Workload) -> Config:
+        """The fastest schedule measured, or the rule's best guess where nothing was."""
+        found = self._known.get(workload.key)
+        return Config.from_text(found.config) if found else candidates(workload, self.profile)[0]
+
+    def ensure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
+        """Measure what the store lacks, or has with less effort than this."""
+        least = EFFORTS[effort][0]
+        missing = list({w.key: w for w in workloads if self._effort(w) < least}.values())
+        if not missing:
+            return
+        title = "tuning kernels" if effort == "tune" else "measuring kernels"
+        with self.progress.task(title, total=len(missing)) as task:
+            for workload in missing:
+                self._measure(workload, effort)
+                task.advance()
+
+    def _effort(self, workload: Workload) -> int:
+        found = self._known.get(workload.key)
+        return found.effort if found else 0
+
+    def _measure(self, workload: Workload, effort: str) -> None:
+        own, related, finalists, rounds = EFFORTS[effort]
+        offered = [c.to_text() for c in candidates(workload, self.profile)[:own]]
+        incumbent = self._known.get(workload.key)
+        configs = list(dict.fromkeys([*([incumbent.config] if incumbent else []), *self._of_relatives(workload, related), *offered]))
+        remaining, answer = configs, None
+        while remaining and answer is None:
+            try:
+                answer = self._worker.ask(
+                    "measure", workload=workload.to_json(), configs=remaining, finalists=finalists, rounds=rounds,
+                    timeout_s=30.0 + 5.0 * len(remaining),
+                )
+            except WorkerLost as err:
+                remaining = self._without_culprit(workload, remaining, own, str(err))
+        if answer is None:
+            raise MeasureError(f"no schedule of workload {workload.key} runs on this machine")
+        self._keep(workload, answer, own)
+
+    def _without_culprit(self, workload: Workload, configs: list[str], effort: int, why: str) -> list[str]:
+        """Try the schedules one by one after a crash or hang; those that do it again are recorded and left out."""
+        survivors = []
+        for config in configs:
+            try:
+                self._worker.ask("measure", workload=workload.to_json(), configs=[config], finalists=1, rounds=1, timeout_s=30.0)
+                survivors.append(config)
+            except WorkerLost:
+                self.store.record_failure(workload, config, self.context, why, effort)
+        return survivors
+
+    def _keep(self, workload: Workload, answer: dict, effort: int) -> None:
+        baseline = self.baseline_us()
+        for config, why in answer["failures"].items():
+            self.store.record_failure(workload, config, self.context, why, effort)
+        best: tuple[float, str, Latency] | None = None
+        for config, samples in answer["samples"].items():
+            latency = estimate(np.array(samples), np.array(answer["reference"]), baseline)
+            self.store.record(workload, config, self.context, latency, effort)
+            if best is None or latency.latency_us < best[0]:
+                best = (latency.latency_us, config, latency)
+        if best is None:
+            reasons = "; ".join(sorted(set(answer["failures"].values())))
+            raise MeasureError(f"no schedule of workload {workload.key} can be built: {reasons}")
+        self._known[workload.key] = Measurement(workload, best[1], best[2], effort)
+
+    def _of_relatives(self, workload: Workload, most: int) -> list[str]:
+        """Schedules of the nearest measured workloads of the same family."""
+        from hwprune.cost.table import family, position
+
+        own, where = family(workload), np.array(position(workload))
+        kin = [m for m in self._known.values() if m.workload.key != workload.key and family(m.workload) == own]
+        kin.sort(key=lambda m: float(np.abs(np.array(position(m.workload)) - where).sum()))
+        return list(dict.fromkeys(m.config for m in kin))[:most]
+
+    def baseline_us(self) -> float:
+        """The reference kernel's latency on this device, measured once and kept."""
+        if self._baseline is None:
+            self._baseline = self.store.calibration("reference_us", self.context)
+        if self._baseline is None:
+            values = self._worker.ask("baseline", rounds=_BASELINE_ROUNDS)["reference"]
+            self._baseline = float(np.quantile(values, 0.1))
+            self.store.calibrate("reference_us", self._baseline, self.context)
+        return self._baseline
+
+    def time_artifacts(self, paths: Sequence[Path], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+        """Latency of whole artifacts, timed in turn in one run, corrected for drift as kernels are."""
+        names = [str(p) for p in paths]
+        answer = self._worker.ask("artifacts", paths=names, threads=self.threads, rounds=rounds, timeout_s=300.0)
+        reference = np.array(answer["reference"])
+        return [estimate(np.array(answer["samples"][n]), reference, self.baseline_us()) for n in names]
+
+    def network_overhead_us(self, network: Network) -> float:
+        """What one kernel costs in ``network`` beyond what it costs alone: compile the network, time it, compare.
+
+        Kernels alone find their operands in the nearest cache and their threads awake; in a network they do not.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = build_artifact(network, self.profile, self.schedule, Path(folder, "network"))
+            whole = self.time_artifacts([path])[0].latency_us
+        parts = sum(self._known[w.key].latency.latency_us for w in network.workloads())
+        return (whole - parts) / len(network.calls)
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def __enter__(self) -> "Measurer":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
