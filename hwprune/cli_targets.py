@@ -120,7 +120,7 @@ def new(
     extends: Annotated[
         str | None, typer.Option("--extends", metavar="T", help="Take everything from this profile, to be overridden.")
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Measure this machine and write a complete profile.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Write a complete profile of this machine.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
     debug: Debug = False,
