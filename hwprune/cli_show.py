@@ -38,7 +38,7 @@ def result_table(rows: Sequence["ResultRow"]) -> "Table":
     columns = ["", "dense", "pruned", "ratio", "provenance", "note"]
     if not any(row.note for row in rows):
         columns, cells = columns[:-1], [c[:-1] for c in cells]
-    return table("", columns, cells)
+    return table("", columns, cells, right=("dense", "pruned", "ratio"))
 
 
 def figure_text(figure: "Figure | None", unit: str) -> str:
@@ -80,6 +80,9 @@ def run_lines(result) -> list[str]:
     return lines
 
 
+_BENCH_FIGURES = ("median", "10th to 90th percentile", "ratio")
+
+
 def bench_table(rows: Sequence["BenchRow"]) -> "Table":
     cells = [
         (
@@ -92,7 +95,9 @@ def bench_table(rows: Sequence["BenchRow"]) -> "Table":
         )
         for r in rows
     ]
-    return table("", ["", "median", "10th to 90th percentile", "ratio", "provenance", "note"], cells)
+    return table(
+        "", ["", "median", "10th to 90th percentile", "ratio", "provenance", "note"], cells, right=_BENCH_FIGURES
+    )
 
 
 def inspect_tables(report: "InspectReport") -> list["Table | str"]:
@@ -105,11 +110,13 @@ def inspect_tables(report: "InspectReport") -> list["Table | str"]:
     frozen = [(f.param, f"{f.dim}", f"{f.count} of {f.total}", f.reason, f.detail, f.where) for f in report.frozen]
     shown: list["Table | str"] = [head]
     if groups:
-        shown.append(table(f"{len(groups)} groups", ["group", "units", "made by", "read by"], groups))
+        shown.append(table(f"{len(groups)} groups", ["group", "units", "made by", "read by"], groups, right=("units",)))
     else:
         shown.append("no channel of this network can be pruned")
     if frozen:
-        shown.append(table("frozen", ["parameter", "axis", "positions", "reason", "detail", "where"], frozen))
+        shown.append(
+            table("frozen", ["parameter", "axis", "positions", "reason", "detail", "where"], frozen, right=("axis",))
+        )
     return shown
 
 

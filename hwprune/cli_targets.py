@@ -60,7 +60,7 @@ def list_targets(json: Json = False, debug: Debug = False) -> None:
         data.append(
             {"name": "native", "file": None, "valid": True, "description": "this machine, probed when it is used"}
         )
-        terminal.result(data, table("", ["target", "description", "from"], rows, left=3))
+        terminal.result(data, table("", ["target", "description", "from"], rows))
 
 
 @app.command()

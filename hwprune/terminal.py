@@ -137,17 +137,15 @@ class Terminal:
             print(json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}, indent=2))
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, note: str = ""
-) -> "Table":
-    """A table whose first ``left`` columns are text and whose others are figures, aligned to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> "Table":
+    """A table of text; the columns named in ``right`` hold figures and are aligned to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(title=title, caption=note or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for position, name in enumerate(columns):
-        result.add_column(name, justify="left" if position < left else "right", no_wrap=position == 0)
+        result.add_column(name, justify="right" if name in right else "left", no_wrap=position == 0)
     for row in rows:
         result.add_row(*(Text(cell) for cell in row))
     return result
