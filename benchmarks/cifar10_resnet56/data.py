@@ -21,5 +21,6 @@ def cifar10(path: str | Path) -> DataSet:
     found = (len(data.train), len(data.test), data.input_shape, data.num_classes)
     expected = (TRAIN_IMAGES, TEST_IMAGES, INPUT_SHAPE, 10)
     if found != expected:
-        raise DataError(f"{path} is not CIFAR-10: training images, test images, shape and classes are {found}, not {expected}")
+        raise DataError(f"{path} is not CIFAR-10: training images, test images, shape and classes are {found}, "
+                        f"not {expected}; make the file anew")
     return data

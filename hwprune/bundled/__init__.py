@@ -24,6 +24,8 @@ class Bundled:
     data: str
 
 
+_HERE = Path(__file__).parent
+
 MODELS = {
-    "digits_resnet": Bundled(digits_resnet, Path(__file__).with_name("digits_resnet.safetensors"), (1, 1, 8, 8), "digits"),
+    "digits_resnet": Bundled(digits_resnet, _HERE / "digits_resnet.safetensors", (1, 1, 8, 8), "digits"),
 }

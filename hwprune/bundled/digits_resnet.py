@@ -14,7 +14,7 @@ STAGES = ((32, 2, 1), (48, 2, 1), (64, 1, 2))
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; a 1x1 projection where the shape changes (option B of He et al., 2016)."""
+    """Two 3x3 convolutions beside a shortcut; a 1x1 projection where shapes differ (option B of He et al., 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -123,7 +123,7 @@ def checked_batch(batch: Any, name: str) -> tuple[Tensor, Tensor]:
         raise DataError(f"{name} gave a {_described(batch)}; each batch must be two tensors (x, y)")
     x, y = batch
     if not x.is_floating_point():
-        raise DataError(f"{name} gave x of type {x.dtype}; each batch must hold float images, normalized as the model wants")
+        raise DataError(f"{name} gave x of type {x.dtype}; give float images, normalized as the model wants")
     if y.is_floating_point() or y.dtype == torch.bool or y.ndim != 1 or len(y) != len(x):
         raise DataError(f"{name} gave y {y.dtype} {list(y.shape)} with x {list(x.shape)}; "
                         f"y must hold one integer label for each of the {len(x)} images")

@@ -109,7 +109,7 @@ def load_data(spec: str, normalize: str | None = None, resize: int | None = None
         return from_arrays(spec, *load_folder(path, resize), normalize=norm)
     if ":" in spec:
         return from_loaders(spec, call_user(spec, "data function", DataError))
-    raise DataError(f"no data {spec!r}; data is `digits`, an .npz file, a folder with train/<class>/ and test/<class>/, "
+    raise DataError(f"no data {spec!r}; data is `digits`, an .npz file, a folder with train/<class> and test/<class>, "
                     f"module:function or path/file.py:function")
 
 
@@ -123,7 +123,8 @@ def parse_normalize(text: str | None) -> Normalize:
         except ValueError:
             values = ()
         if key.strip() not in ("mean", "std") or key.strip() in found or not values:
-            raise DataError(f"normalization {text!r} is not understood at {part!r}; write mean=0.5,0.5,0.5;std=0.2,0.2,0.2")
+            raise DataError(f"normalization {text!r} is not understood at {part!r}; "
+                            f"write mean=0.5,0.5,0.5;std=0.2,0.2,0.2")
         found[key.strip()] = values
     if min(found.get("std", (1.0,))) <= 0:
         raise DataError(f"normalization {text!r} divides by {min(found['std'])}; every std must be above 0")
@@ -155,16 +156,17 @@ def from_arrays(name: str, train_x: Tensor, train_y: Tensor, test_x: Tensor, tes
 
 
 def from_loaders(name: str, loaders: Any) -> DataSet:
-    """A DataSet of the user's loaders (train, test) or (train, validation, test); the first batch of each is checked."""
-    if not isinstance(loaders, (tuple, list)) or len(loaders) not in (2, 3) or not all(hasattr(p, "__iter__") for p in loaders):
+    """A DataSet of loaders (train, test) or (train, validation, test); the first batch of each is checked."""
+    several = isinstance(loaders, (tuple, list)) and len(loaders) in (2, 3)
+    if not several or not all(hasattr(part, "__iter__") for part in loaders):
         raise DataError(f"{name} returned a {type(loaders).__name__}; it must return two loaders (train, test), "
                         f"or three (train, validation, test)")
     titles = ("train", "test") if len(loaders) == 2 else ("train", "validation", "test")
     parts = {}
     for title, loader in zip(titles, loaders):
         if iter(loader) is loader or not hasattr(loader, "__len__"):
-            raise DataError(f"{name}: the {title} loader is a {type(loader).__name__} without a length, good for one pass; "
-                            f"return a torch DataLoader or a list of batches")
+            raise DataError(f"{name}: the {title} loader is a {type(loader).__name__} without a length, "
+                            f"good for one pass; return a torch DataLoader or a list of batches")
         first = next(iter(loader), None)
         if first is None:
             raise DataError(f"{name}: the {title} loader is empty; it must give at least one batch")
@@ -186,7 +188,7 @@ def check_fits(model: nn.Module, data: DataSet) -> None:
     Raises
     ------
     DataError
-        The model does not take these images, does not give one row of logits an image, or has fewer outputs than labels.
+        The model does not take these images, does not give one row of logits an image, or has too few outputs.
     """
     x, y = next(iter(data.test_batches(8)))
     was_training = model.training
@@ -202,11 +204,12 @@ def check_fits(model: nn.Module, data: DataSet) -> None:
         model.train(was_training)
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
         got = f"a tensor {_x(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise DataError(f"the network gives {got} for {len(x)} images of {data.name}; it must give logits {len(x)}xclasses")
+        raise DataError(f"the network gives {got} for {len(x)} images of {data.name}; "
+                        f"it must give logits {len(x)}xclasses")
     check_labels(y, out.shape[1], data.name)
     if data.num_classes is not None and data.num_classes > out.shape[1]:
-        raise DataError(f"labels of {data.name} reach {data.num_classes - 1} but the network has {out.shape[1]} outputs; "
-                        f"give data with labels 0..{out.shape[1] - 1} or a network with {data.num_classes} outputs")
+        raise DataError(f"labels of {data.name} reach {data.num_classes - 1} but the network has {out.shape[1]} "
+                        f"outputs; give data with labels 0..{out.shape[1] - 1} or a network with {data.num_classes} outputs")
 
 
 def check_labels(y: Tensor, outputs: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 grey images of 8x8 pixels in ten classes, from the package itself, without a download."""
+"""scikit-learn's digits: 1,797 grey images of 8x8 pixels in ten classes, without a download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def load_digits() -> DataSet:
     try:
         from sklearn import datasets
     except ImportError:
-        raise DataError("data `digits` needs scikit-learn, which is not installed; run `pip install scikit-learn`") from None
+        raise DataError("data `digits` needs scikit-learn, which is not installed; "
+                        "run `pip install scikit-learn`") from None
     bunch = datasets.load_digits()
     x = torch.from_numpy(bunch.images).to(torch.float32).div(16).unsqueeze(1)
     y = torch.from_numpy(bunch.target).to(torch.int64)

@@ -1,7 +1,7 @@
 """A program saved by ``torch.export.save`` (``.pt2``), read without running what an untrusted file could hide in it.
 
-``torch.export.load`` (read in torch 2.13: ``torch/export/pt2_archive/_package.py``, ``torch/_export/serde/serialize.py``,
-``torch/fx/graph.py``) runs code from a crafted file in several ways: it unpickles weights marked ``use_pickle``, custom
+``torch.export.load`` (as of torch 2.13; ``torch/export/pt2_archive/_package.py``,
+``torch/_export/serde/serialize.py``, ``torch/fx/graph.py``) runs code from a crafted file in several ways: it unpickles weights marked ``use_pickle``, custom
 objects and sample inputs that ``weights_only`` refuses; loads compiled libraries; falls back to an older format; hands
 symbolic sizes to sympy, which evaluates them; imports modules named in a pytree; and writes node and parameter names
 into Python source that it compiles. So everything is compared with a list of what a plain network needs *before* torch
@@ -27,7 +27,10 @@ from hwprune.errors import ModelError
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
-_CONFIGS = {"data/weights/model_weights_config.json": "weight_", "data/constants/model_constants_config.json": "tensor_"}
+_CONFIGS = {
+    "data/weights/model_weights_config.json": "weight_",
+    "data/constants/model_constants_config.json": "tensor_",
+}
 _MEMBERS = re.compile(
     r"(models/model\.json|data/sample_inputs/model\.pt|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|archive_format|archive_version|byteorder|version"

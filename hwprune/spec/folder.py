@@ -37,7 +37,8 @@ def load_folder(root: Path, resize: int | None = None) -> tuple[Tensor, Tensor, 
     classes = _classes(train)
     unknown = sorted(set(_classes(test)) - set(classes))
     if unknown:
-        raise DataError(f"{test} has the classes {', '.join(unknown[:5])} that {train} has not; both need the same classes")
+        raise DataError(f"{test} has the classes {', '.join(unknown[:5])} that {train} has not; "
+                        f"both need the same classes")
     files = [_files(part, classes) for part in (train, test)]
     grey = all(_mode(path) in _GREY_MODES for part in files for path, _ in part)
     parts = [[_read(path, "L" if grey else "RGB", resize) for path, _ in part] for part in files]
@@ -57,7 +58,7 @@ def _files(part: Path, classes: list[str]) -> list[tuple[Path, int]]:
     for label, name in enumerate(classes):
         inside = sorted(p for p in (part / name).glob("*") if p.suffix.lower() in _SUFFIXES)
         if not inside:
-            raise DataError(f"{part / name} has no images ({', '.join(_SUFFIXES[:3])}, …); each class needs at least one")
+            raise DataError(f"{part / name} has no images ({', '.join(_SUFFIXES[:3])}, …); each class needs one")
         found += [(path, label) for path in inside]
     return found
 

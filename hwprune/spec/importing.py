@@ -88,7 +88,7 @@ def _user_line(err: BaseException, place: str) -> str:
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename == __file__ or filename.startswith("<frozen") or f"{Path('importlib')}/" in filename or "site-packages" in filename
+    return filename == __file__ or filename.startswith("<frozen") or any(p in filename for p in ("importlib/", "site-packages/"))
 
 
 def _import_file(path: Path, error: type[UsageError]) -> ModuleType:

@@ -84,7 +84,8 @@ def resolve_input_shape(loaded: LoadedModel, data_shape: tuple[int, ...] | None,
                          f"leave --input-shape out or give matching data")
     shape = asked or data_shape or loaded.input_shape
     if shape is None:
-        raise UsageError(f"nothing says the input shape of {loaded.spec!r}; give --input-shape (like 1x3x224x224) or --data")
+        raise UsageError(f"nothing says the input shape of {loaded.spec!r}; "
+                         f"give --input-shape (like 1x3x224x224) or --data")
     return tuple(shape)
 
 

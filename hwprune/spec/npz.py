@@ -66,8 +66,8 @@ def _images(path: Path, name: str, array: np.ndarray, layout: str | None) -> Ten
     if x.ndim == 3:
         return x.unsqueeze(1)
     if x.ndim != 4:
-        raise DataError(f"{path}: {name} has shape {list(array.shape)}; images are [N, H, W], [N, H, W, C], [N, C, H, W], "
-                        f"or [N, features] for floats")
+        raise DataError(f"{path}: {name} has shape {list(array.shape)}; images are [N, H, W], [N, H, W, C], "
+                        f"[N, C, H, W], or [N, features] for floats")
     return x.permute(0, 3, 1, 2).contiguous() if (layout or _layout(path, name, array.shape)) == "NHWC" else x
 
 
@@ -82,5 +82,6 @@ def _layout(path: Path, name: str, shape: tuple[int, ...]) -> str:
 
 def _labels(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "iu" or not (array.ndim == 1 or array.ndim == 2 and array.shape[1] == 1):
-        raise DataError(f"{path}: {name} is {array.dtype} {list(array.shape)}; labels must be integers [N], counted from 0")
+        raise DataError(f"{path}: {name} is {array.dtype} {list(array.shape)}; "
+                        f"labels must be integers [N], counted from 0")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -9,7 +9,7 @@ from typing import Mapping
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hwprune.errors import ModelError
 from hwprune.fsio import sha256_file, write_atomic
@@ -44,7 +44,7 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
     return sha256_file(path)
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU; ModelError when it holds anything else."""
     if not path.is_file():
         raise ModelError(f"no weights file {path}; the path is relative to {Path.cwd()}")
@@ -53,17 +53,18 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    others = [f"{key!r} ({type(value).__name__})" for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    others = [f"{key!r} ({type(value).__name__})" for key, value in state.items() if not isinstance(value, Tensor)]
     if others or not state:
         held = f"also holds {_few(others)}" if others else "holds no tensors"
         raise ModelError(f"{path} {held}; save only the weights: torch.save(model.state_dict(), 'weights.pt')")
     bad = [key for key, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if bad:
-        raise ModelError(f"{path} has NaN or infinity in {_few(bad)} ({len(bad)} of {len(state)} tensors); train it again")
+        raise ModelError(f"{path} has NaN or infinity in {_few(bad)} ({len(bad)} of {len(state)} tensors); "
+                         f"train it again")
     return dict(state)
 
 
-def save_state(state: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically. Tensors that share storage are written once each."""
     tensors = {key: value.detach().to("cpu").contiguous().clone() for key, value in state.items()}
     write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -98,15 +99,15 @@ def _refused_class(err: Exception) -> str:
     return f" (it names {words[1].split()[0]})" if len(words) == 2 and words[1].split() else ""
 
 
-def _check_fit(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     """Every tensor of the module is there with its shape, and nothing else."""
     # Checkpoints of torch < 0.4.1 lack BatchNorm's step counter, which only cumulative averaging reads.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     misshapen = [f"{key} {_x(state[key])} for {_x(expected[key])}"
                  for key in expected if key in state and state[key].shape != expected[key].shape]
-    faults = [f"{len(keys)} {title} ({_few(keys)})"
-              for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)) if keys]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    faults = [f"{len(keys)} {title} ({_few(keys)})" for title, keys in found.items() if keys]
     if faults:
         raise ModelError(f"{path} does not fit the model's {len(expected)} tensors: {'; '.join(faults)}; "
                          f"give the weights of this very network")
@@ -116,5 +117,5 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _x(tensor: torch.Tensor) -> str:
+def _x(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"

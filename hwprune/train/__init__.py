@@ -1,1 +1,1 @@
-"""Training: accuracy (``evaluate``), BatchNorm statistics (``bn``), the loss (``loss``) and fine-tuning (``finetune``)."""
+"""Training: accuracy (``evaluate``), BatchNorm statistics (``bn``), the loss (``loss``), fine-tuning (``finetune``)."""

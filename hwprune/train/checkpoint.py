@@ -20,6 +20,7 @@ from hwprune.fsio import sha256_file, write_atomic, write_json_atomic
 
 SCHEMA_VERSION = 1
 _STATE = "state.json"
+_MEND = "start the fine-tuning anew without --resume"
 
 
 class Checkpoints:
@@ -37,9 +38,9 @@ class Checkpoints:
         try:
             state = json.loads(path.read_text())
         except (OSError, ValueError) as err:
-            raise UsageError(f"{path} cannot be read ({err}); start the fine-tuning anew without --resume") from None
+            raise UsageError(f"{path} cannot be read ({err}); {_MEND}") from None
         if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
-            raise UsageError(f"{path} is not of schema version {SCHEMA_VERSION}; start the fine-tuning anew without --resume")
+            raise UsageError(f"{path} is not of schema version {SCHEMA_VERSION}; {_MEND}")
         return state
 
     def tensors(self, state: Mapping[str, Any], which: str) -> dict[str, Tensor]:
@@ -48,10 +49,10 @@ class Checkpoints:
         path = self.folder / entry["name"]
         try:
             if sha256_file(path) != entry["sha256"]:
-                raise UsageError(f"{path} was altered after it was written; start the fine-tuning anew without --resume")
+                raise UsageError(f"{path} was altered after it was written; {_MEND}")
             return load_file(path)
         except (OSError, SafetensorError) as err:
-            raise UsageError(f"{path} cannot be read ({err}); start the fine-tuning anew without --resume") from None
+            raise UsageError(f"{path} cannot be read ({err}); {_MEND}") from None
 
     def write(self, state: dict[str, Any], last: Mapping[str, Tensor], best: Mapping[str, Tensor] | None) -> None:
         """Write the state after an epoch. ``best`` is None when the best so far stays what it was."""

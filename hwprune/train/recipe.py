@@ -17,7 +17,7 @@ class Recipe:
     batch_size : images a step.
     learning_rate : at the top of the schedule. A fifth of what such a network is usually trained with from scratch:
         the weights are near a good place already, and few epochs leave no time to recover from a large step.
-    momentum, weight_decay : of SGD with Nesterov momentum; the decay spares biases and BatchNorm (He, Tong et al., "Bag of
+    momentum, weight_decay : of SGD with Nesterov momentum; the decay spares biases and BatchNorm (He et al., "Bag of
         Tricks for Image Classification with Convolutional Neural Networks", CVPR 2019, section 3.1).
     warmup_share : share of all steps in which the rate rises linearly; after it, it falls as a cosine to zero
         (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5 with one period).
@@ -47,7 +47,8 @@ class Recipe:
         for name, value in positive.items():
             if not value > 0 or not math.isfinite(value):
                 raise UsageError(f"{name} must be above 0, but got {value}")
-        shares = {"momentum": self.momentum, "warmup_share": self.warmup_share, "validation_share": self.validation_share}
+        shares = {"momentum": self.momentum, "warmup_share": self.warmup_share,
+                  "validation_share": self.validation_share}
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise UsageError(f"{name} must be at least 0 and below 1, but got {value}")

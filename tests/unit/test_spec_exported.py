@@ -103,7 +103,8 @@ def signature(data):
 CRAFTED = {
     "samples": (lambda evil: lambda m: m.__setitem__("data/sample_inputs/model.pt", evil), "sample inputs"),
     "weights": (lambda evil: lambda m: (m.__setitem__("data/weights/weight_0", evil), edit(
-        WEIGHTS, lambda d: d["config"]["conv.weight"].__setitem__("use_pickle", True))(m)), "pickled object 'conv.weight'"),
+        WEIGHTS, lambda d: d["config"]["conv.weight"].__setitem__("use_pickle", True))(m)),
+        "pickled object 'conv.weight'"),
     "constants": (lambda evil: lambda m: (m.__setitem__("data/constants/opaque_obj_0", evil), edit(
         CONSTANTS, lambda d: d["config"]["scale"].__setitem__("path_name", "opaque_obj_0"))(m)), "opaque_obj_0"),
     "legacy weights": (lambda evil: lambda m: m.__setitem__("data/weights/model.pt", evil), "data/weights/model.pt"),

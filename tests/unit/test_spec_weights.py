@@ -18,7 +18,8 @@ def network():
 
 @pytest.fixture
 def state():
-    return {name: torch.randn_like(value) if value.is_floating_point() else value + 7 for name, value in network().state_dict().items()}
+    return {name: torch.randn_like(value) if value.is_floating_point() else value + 7
+            for name, value in network().state_dict().items()}
 
 
 def same(module, state):

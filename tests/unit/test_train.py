@@ -89,8 +89,8 @@ def test_rate_rises_then_falls_to_zero():
 
 
 @pytest.mark.parametrize("setting", [
-    {"learning_rate": 0}, {"learning_rate": float("nan")}, {"batch_size": -1}, {"steps_per_epoch": 0}, {"momentum": 1.0},
-    {"validation_share": -0.1}, {"soft_share": 1.5}, {"weight_decay": -1}, {"temperature": 0},
+    {"learning_rate": 0}, {"learning_rate": float("nan")}, {"batch_size": -1}, {"steps_per_epoch": 0},
+    {"momentum": 1.0}, {"validation_share": -0.1}, {"soft_share": 1.5}, {"weight_decay": -1}, {"temperature": 0},
 ])
 def test_impossible_settings_are_refused_with_their_value(setting):
     (name, value), = setting.items()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from hwprune.errors import DataError, HwpruneError, UsageError
 from hwprune.spec.batches import Augment
@@ -34,7 +35,8 @@ def one_thread():
 def network():
     """With dropout, so that a resume must restore the random numbers of the network too."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU(),
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+                         nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU(),
                          nn.Flatten(), nn.Dropout(0.2), nn.Linear(80, 4))
 
 
@@ -125,7 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, epoch)
     assert timeless(report) == timeless(expected) and report.best_epoch == expected.best_epoch
     assert report.best_accuracy == expected.best_accuracy and report.start_accuracy == expected.start_accuracy
     last = {p.name for p in (tmp_path / "cut").iterdir()}
-    assert last == {p.name for p in (tmp_path / "whole").iterdir()}, "files are named by content, so the content is the same"
+    assert last == {p.name for p in (tmp_path / "whole").iterdir()}, "files are named by their content"
 
 
 def test_a_run_killed_within_an_epoch_resumes(tmp_path):
@@ -139,7 +141,8 @@ def test_a_run_killed_within_an_epoch_resumes(tmp_path):
             "    def advance(self, steps=1):\n"
             "        self.steps += steps\n"
             "        if self.steps == 17: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "t.finetune(t.network(), None, t.dataset(), epochs=4, seed=5, recipe=t.QUICK, folder=Path(sys.argv[2]), progress=Kill())\n")
+            "t.finetune(t.network(), None, t.dataset(), epochs=4, seed=5, recipe=t.QUICK,\n"
+            "           folder=Path(sys.argv[2]), progress=Kill())\n")
     folder = tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(folder)],
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
@@ -252,14 +255,16 @@ def test_test_images_decide_nothing():
     data, results = dataset(), []
     for shift in (0, 1):
         model = network()
-        finetune(model, None, replace(data, test=replace(data.test, y=(data.test.y + shift) % 4)), epochs=3, recipe=QUICK)
+        changed = replace(data, test=replace(data.test, y=(data.test.y + shift) % 4))
+        finetune(model, None, changed, epochs=3, recipe=QUICK)
         results.append(weights(model))
     assert equal(*results)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_best(tmp_path):
     model = network()
-    with pytest.raises(HwpruneError, match=r"the loss became (nan|inf) in epoch \d+, step \d+ of \d+; .* learning rate of 1e\+30") as caught:
+    says = r"the loss became (nan|inf) in epoch \d+, step \d+ of \d+; .* learning rate of 1e\+30"
+    with pytest.raises(HwpruneError, match=says) as caught:
         finetune(model, None, dataset(), epochs=3, recipe=replace(QUICK, warmup_share=0.0), lr=1e30, folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
@@ -271,16 +276,21 @@ def test_no_epochs_only_recalibrates():
     before = weights(model)
     report = finetune(model, None, dataset(), epochs=0, recipe=QUICK)
     after = weights(model)
-    assert torch.equal(before["0.weight"], after["0.weight"]) and not torch.equal(before["1.running_mean"], after["1.running_mean"])
+    assert torch.equal(before["0.weight"], after["0.weight"])
+    assert not torch.equal(before["1.running_mean"], after["1.running_mean"])
     assert report.best_epoch == 0 and report.best_accuracy == report.start_accuracy and len(report.history) == 1
 
 
+def loaders_of(data):
+    return [DataLoader(TensorDataset(part.x, part.y), 16, shuffle=True) for part in (data.train, data.test)]
+
+
 def test_loaders_train_and_keep_the_last_epoch_or_the_validated_one():
-    data = dataset()
-    batches = lambda part: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(part.x, part.y), 16, shuffle=True)
-    two = finetune(network(), None, from_loaders("mine", (batches(data.train), batches(data.test))), epochs=3, recipe=QUICK)
-    assert two.best_epoch == 3 and two.selected_by == "the last epoch (no validation images)" and two.best_accuracy > 0.8
-    three = from_loaders("mine", (batches(data.train), batches(data.test), batches(data.test)))
+    train, test = loaders_of(dataset())
+    two = finetune(network(), None, from_loaders("mine", (train, test)), epochs=3, recipe=QUICK)
+    assert two.best_epoch == 3 and two.selected_by == "the last epoch (no validation images)"
+    assert two.best_accuracy > 0.8
+    three = from_loaders("mine", (train, test, test))
     report = finetune(network(), None, three, epochs=3, recipe=QUICK)
     assert report.history[0].validation_accuracy is not None and "validation images" in report.selected_by
 
@@ -288,9 +298,8 @@ def test_loaders_train_and_keep_the_last_epoch_or_the_validated_one():
 def test_loader_runs_repeat_with_the_seed():
     data, results = dataset(), []
     for _ in range(2):
-        parts = [torch.utils.data.DataLoader(torch.utils.data.TensorDataset(p.x, p.y), 16, shuffle=True) for p in (data.train, data.test)]
         model = network()
-        finetune(model, None, from_loaders("mine", parts), epochs=2, recipe=QUICK)
+        finetune(model, None, from_loaders("mine", loaders_of(data)), epochs=2, recipe=QUICK)
         results.append(weights(model))
         torch.rand(3)
     assert equal(*results)
