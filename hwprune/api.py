@@ -8,71 +8,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import time
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import Any, Sequence
 
-from hwprune.plan import PruningPlan
+import torch
+from torch import nn
+
+from hwprune.budget import parse_bytes, parse_latency
+from hwprune.compile.lower import lower
+from hwprune.costing import Costing, load_target
+from hwprune.errors import UsageError
+from hwprune.graph import ChannelGraph, analyze, trace
+from hwprune.plan import Figure, GroupChoice, Predicted, PruningPlan
+from hwprune.programs import check_runs_here, compile_to, timers_of
 from hwprune.progress import SILENT, Progress
-from hwprune.results import BenchRow, FrontierPoint, InspectReport, MeasureReport, ResultRow
+from hwprune.prove import prove
+from hwprune.prune import prune
+from hwprune.record import Stopwatch, data_facts, machine, now, versions
+from hwprune.results import BenchRow, FrozenRow, GroupRow, InspectReport, MeasureReport
+from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
+from hwprune.run_folder import RunFolder, default_out
+from hwprune.search.driver import NetworkFigures, Outcome, Search, Settings
+from hwprune.search.problem import top_units
+from hwprune.search.space import candidate_widths
+from hwprune.search.tables import NetworkView
+from hwprune.spec.data import DataSet
+from hwprune.target import TargetProfile
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+__all__ = [
+    "SearchResult", "bench", "compile_model", "compile_run", "default_out", "finetune_run", "inspect", "load_run", "measure",
+    "search",
+]  # fmt: skip
 
-    from hwprune.graph.channels import ChannelGraph
-    from hwprune.prove import ProofReport
-    from hwprune.spec.data import DataSet
-    from hwprune.train.finetune import TrainReport
+#: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
+_SCORING_BATCHES, _SCORING_BATCH_SIZE = 16, 64
 
-
-@dataclass
-class SearchResult:
-    """A finished run, in memory and (if ``out`` is given) in its folder.
-
-    dense, model : the user's module and the pruned one (an ordinary trainable module).
-    frontier : non-dominated networks by latency, the fastest first; ``chosen`` marks the plan's own.
-    record : every setting, version, machine fact and timing, as written to ``run.json``.
-    """
-
-    plan: PruningPlan
-    dense: "nn.Module"
-    model: "nn.Module"
-    graph: "ChannelGraph"
-    frontier: list[FrontierPoint]
-    proof: "ProofReport | None"
-    record: dict[str, Any]
-    example_input: "torch.Tensor"
-    data: "DataSet | None" = None
-    out: Path | None = None
-    rows: list[ResultRow] = field(default_factory=list)
-
-    def table(self) -> list[ResultRow]:
-        """Dense beside pruned: accuracy, parameters, size, memory, MACs, predicted and measured latency."""
-        return list(self.rows)
-
-    def finetune(self, epochs: int, *, data: "DataSet | None" = None, resume: bool = False, progress: Progress = SILENT) -> "TrainReport":
-        """Train ``model`` in place with ``dense`` as teacher; the best checkpoint is kept."""
-        raise NotImplementedError
-
-    def compile(self, out: str | Path | None = None, *, dense: bool = True, progress: Progress = SILENT) -> Path:
-        """Compile ``model`` (and ``dense`` beside it) for the plan's target; returns the pruned artifact's folder."""
-        raise NotImplementedError
-
-    def to_json(self) -> dict[str, Any]:
-        """Summary for ``--json``: out, plan, rows, frontier, proof, record."""
-        raise NotImplementedError
+#: Uniform shares of the units at which ``measure`` times a network's kernels.
+_MEASURED_SHARES = (0.75, 0.5, 0.25)
 
 
 def search(
-    model: "nn.Module",
-    example_input: "torch.Tensor",
+    model: nn.Module,
+    example_input: torch.Tensor,
     *,
     target: str = "native",
     latency: str | None = None,
     memory: str | None = None,
     size: str | None = None,
-    data: "DataSet | None" = None,
+    data: DataSet | None = None,
     importance: str | None = None,
     strategy: str = "exact",
     finetune: int = 0,
@@ -83,71 +69,224 @@ def search(
     seed: int = 0,
     threads: int | None = None,
     store: str | Path | None = None,
-    model_spec: str = "(in memory)",
+    model_spec: str = IN_MEMORY,
     data_spec: str | None = None,
     weights_sha256: str | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Find the structured pruning that keeps the most importance inside the budgets on ``target``, and apply it.
 
-    With ``out=None`` nothing is written (the command line passes ``default_out(model_spec, target)``).
-    With no budget at all, ``latency="0.5x"``. ``out`` that holds a finished run: UsageError unless ``force``.
+    Parameters
+    ----------
+    model : any module that ``torch.export`` accepts; it is not changed.
+    example_input : one input, batch included; the network is pruned and compiled for its shape.
+    latency, memory, size : budgets such as ``"0.5x"`` (of the dense network), ``"3.2ms"``, ``"4MB"``. With none of them,
+        ``latency="0.5x"``. Memory is peak activation memory, size is that of the packed weights.
+    data : for importance by gradient, accuracy, BatchNorm statistics and training. Without it accuracy is unknown.
+    importance : ``"l1"``, ``"l2"``, ``"bn"``, ``"taylor"`` or ``"random"``; by default ``"taylor"`` with data, ``"l2"`` without.
+    strategy : ``"exact"`` or ``"greedy"``.
+    finetune : epochs of training after pruning. compile : also compile (into ``out``) and time both networks.
+    out : the run's folder; None to write nothing. One that holds a finished run: UsageError unless ``force``.
+    freeze : patterns of modules or parameters that are not pruned.
+    store : file of the measurement store; None for the one in the user's cache folder.
+
+    Raises
+    ------
+    HwpruneError or one of its subclasses, always with one sentence: UsageError for bad arguments (BudgetError names what
+    is reachable), TraceError, ProofError and so on.
     """
-    raise NotImplementedError
-
-
-def default_out(model_spec: str, target: str) -> Path:
-    """``runs/<model>-<target>-<date>[-n]``: the first such folder that does not exist yet."""
-    raise NotImplementedError
-
-
-def load_run(path: str | Path, *, model: "nn.Module | None" = None, data: "DataSet | None" = None) -> SearchResult:
-    """The run in folder ``path``: its model rebuilt from its spec (or ``model``), pruned by plan.json, weights loaded."""
-    raise NotImplementedError
+    settings = _settings(latency, memory, size, strategy)
+    profile = load_target(target, threads)
+    criterion = _criterion(importance, data)
+    if finetune and data is None:
+        raise UsageError(f"finetune={finetune} needs data; give data (--data) or leave fine-tuning out")
+    if compile and out is None:
+        raise UsageError("compile=True needs a folder for the artifact; give out=...")
+    folder = RunFolder(out) if out is not None else None
+    if folder:
+        folder.check_writable(force)
+    clock = Stopwatch(progress)
+    with clock.step("trace", "tracing the network"):
+        traced = trace(model, example_input)
+        graph = analyze(traced, freeze)
+        network = lower(traced, profile)
+    with clock.step("importance", f"importance ({criterion.name})"):
+        scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
+    with clock.step("search"), Costing(profile, store, progress) as cost:
+        outcome = Search(NetworkView(network, graph), scores, cost.model, settings, cost if cost.measurable else None, progress).run()
+    plan = _plan(graph, scores, outcome, target, model_spec, example_input, criterion.name, strategy)
+    with clock.step("prune", "pruning and proof"):
+        pruned, rewrites = prune(model, graph, {c.group: c.kept for c in plan.choices})
+        proof = prove(model, pruned, graph, {c.group: c.kept for c in plan.choices}, seed=seed)
+    options = {
+        "target": target, "latency": latency, "memory": memory, "size": size, "importance": criterion.name,
+        "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze), "seed": seed,
+        "threads": threads, "store": str(store) if store else None,
+    }  # fmt: skip
+    record = _record(options, profile, outcome, {"spec": model_spec, "weights_sha256": weights_sha256}, data_facts(data, data_spec))
+    result = SearchResult(plan, model, pruned, graph, outcome.frontier, proof, record, example_input, data, folder and folder.path)
+    result.save_search(rewrites)
+    if data is not None:
+        result.recover(finetune, clock, progress)
+    if compile:
+        with clock.step("compile"):
+            result.compile(progress=progress)
+    result.finish(clock)
+    return result
 
 
 def finetune_run(
-    path: str | Path, epochs: int, *, data: "DataSet | None" = None, model: "nn.Module | None" = None, resume: bool = False,
+    path: str | Path, epochs: int, *, data: DataSet | None = None, model: nn.Module | None = None, resume: bool = False,
     progress: Progress = SILENT,
 ) -> SearchResult:
-    """Fine-tune the run in ``path`` (data from its record unless given), save weights and table; ``resume`` continues."""
-    raise NotImplementedError
+    """Fine-tune the run in ``path``; its weights and table are written anew.
+
+    data : by default what the run's record names. model : the dense module, for a run whose model was given in memory.
+    resume : go on from the last checkpoint of an earlier fine-tuning of this run.
+    """
+    result = load_run(path, model=model, data=data if data is not None else run_data(path))
+    result.finetune(epochs, resume=resume, progress=progress)
+    return result
 
 
-def compile_run(path: str | Path, *, target: str | None = None, out: str | Path | None = None, model: "nn.Module | None" = None,
-                threads: int | None = None, store: str | Path | None = None, progress: Progress = SILENT) -> Path:
-    """Compile the pruned model of a run (default: for its own target, into its ``artifact`` folder)."""
-    raise NotImplementedError
+def compile_run(
+    path: str | Path, *, target: str | None = None, out: str | Path | None = None, model: nn.Module | None = None,
+    threads: int | None = None, store: str | Path | None = None, progress: Progress = SILENT,
+) -> Path:
+    """Compile the pruned network of the run in ``path``; returns the artifact's folder.
+
+    Without ``target`` and ``out`` the run's own target is used, the dense network is compiled beside it, both are timed
+    where this machine can, and the run's table is written anew.
+    """
+    result = load_run(path, model=model)
+    own = result.plan.target
+    if out is None and target in (None, own):
+        return result.compile(threads=threads, store=store, progress=progress)
+    folder = Path(out) if out is not None else RunFolder(path).path / f"artifact_{Path(target or own).stem}"
+    facts = {"run": str(path), "model": result.plan.model, "network": "pruned"}
+    return compile_to(result.model, result.example_input, load_target(target or own, threads), folder, store, facts, progress)
 
 
 def compile_model(
-    model: "nn.Module", example_input: "torch.Tensor", *, target: str = "native", out: str | Path, threads: int | None = None,
-    store: str | Path | None = None, model_spec: str = "(in memory)", progress: Progress = SILENT,
+    model: nn.Module, example_input: torch.Tensor, *, target: str = "native", out: str | Path, threads: int | None = None,
+    store: str | Path | None = None, model_spec: str = IN_MEMORY, progress: Progress = SILENT,
 ) -> Path:
-    """Compile any model as it is; returns the artifact's folder."""
-    raise NotImplementedError
+    """Compile any network as it is; returns the artifact's folder, ``out``."""
+    return compile_to(model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress)
 
 
 def bench(
-    subject: "str | Path | nn.Module", *, example_input: "torch.Tensor | None" = None, target: str = "native",
+    subject: str | Path | nn.Module, *, example_input: torch.Tensor | None = None, target: str = "native",
     vs: Sequence[str] = (), threads: int | None = None, store: str | Path | None = None, rounds: int = 20,
     progress: Progress = SILENT,
 ) -> list[BenchRow]:
-    """Time an artifact folder, a run folder (dense and pruned) or a module, interleaved with engines ``vs``.
+    """Time an artifact folder, a run folder (dense and pruned) or a module, interleaved with the engines ``vs``.
 
-    vs : any of "onnxruntime", "openvino", "torch". A model SPEC is loaded by the caller (``spec.model.load_model``).
+    vs : any of ``"onnxruntime"``, ``"openvino"``, ``"torch"``. A module needs ``example_input``.
     """
-    raise NotImplementedError
+    from hwprune.engines import check_engine
+    from hwprune.timing import interleaved
+
+    for name in vs:
+        check_engine(name)
+    contenders = timers_of(subject, example_input, target, vs, threads, store, progress)
+    return interleaved(contenders, rounds=rounds, progress=progress)
 
 
 def measure(
-    model: "nn.Module", example_input: "torch.Tensor", *, target: str = "native", freeze: Sequence[str] = (), threads: int | None = None,
+    model: nn.Module, example_input: torch.Tensor, *, target: str = "native", freeze: Sequence[str] = (), threads: int | None = None,
     store: str | Path | None = None, progress: Progress = SILENT,
 ) -> MeasureReport:
-    """Time the kernels of ``model`` at its dense and candidate widths on ``target`` and keep them in the store."""
-    raise NotImplementedError
+    """Time the kernels of ``model``, dense and uniformly narrowed, on ``target`` and keep them in the store.
+
+    UsageError if this machine cannot run the target's code.
+    """
+    started, profile = time.perf_counter(), load_target(target, threads)
+    check_runs_here(profile, "nothing can be measured here")
+    traced = trace(model, example_input)
+    graph = analyze(traced, freeze)
+    view = NetworkView(lower(traced, profile), graph)
+    full = {g.id: g.width for g in graph.groups}
+    with Costing(profile, store, progress) as cost:
+        cost.measure(view.workloads({}), "tune")
+        widths = candidate_widths(view, full, cost.model)
+        narrowed = [{g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES]
+        kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
+        known = sum(cost.model.is_measured(w) for w in kernels.values())
+        cost.measure(list(kernels.values()))
+        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
 
 
-def inspect(model: "nn.Module", example_input: "torch.Tensor", *, freeze: Sequence[str] = (), model_spec: str = "(in memory)") -> InspectReport:
+def inspect(model: nn.Module, example_input: torch.Tensor, *, freeze: Sequence[str] = (), model_spec: str = IN_MEMORY) -> InspectReport:
     """Groups, couplings, and what is frozen and why."""
-    raise NotImplementedError
+    traced = trace(model, example_input)
+    graph = analyze(traced, freeze)
+    prunable = {s.name for g in graph.groups for s in g.params}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return InspectReport(
+        model_spec, tuple(example_input.shape), sum(sizes.values()), sum(n for name, n in sizes.items() if name in prunable),
+        tuple(GroupRow(g.id, g.width, g.producers, g.consumers) for g in graph.groups),
+        tuple(FrozenRow(f.param, f.dim, f.count, f.total, f.reason.value, f.detail, f.where) for f in graph.frozen),
+    )  # fmt: skip
+
+
+def _settings(latency: str | None, memory: str | None, size: str | None, strategy: str) -> Settings:
+    return Settings(
+        latency=parse_latency(latency) if latency is not None else None,
+        memory=parse_bytes(memory, "memory") if memory is not None else None,
+        size=parse_bytes(size, "size") if size is not None else None,
+        strategy=strategy,
+    )
+
+
+def _criterion(name: str | None, data: DataSet | None) -> Any:
+    from hwprune.importance import CRITERIA
+
+    name = name or ("taylor" if data is not None else "l2")
+    if name not in CRITERIA:
+        near = difflib.get_close_matches(name, CRITERIA, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(CRITERIA)}"
+        raise UsageError(f"unknown importance {name!r}; {hint}")
+    if CRITERIA[name].needs_data and data is None:
+        without = [n for n, c in CRITERIA.items() if not c.needs_data]
+        raise UsageError(f"importance {name!r} needs data; give data (--data) or choose {' or '.join(without)}")
+    return CRITERIA[name]
+
+
+def _scoring_batches(data: DataSet | None, seed: int):
+    return None if data is None else list(islice(data.train_batches(_SCORING_BATCH_SIZE, seed), _SCORING_BATCHES))
+
+
+def _plan(
+    graph: ChannelGraph, scores, outcome: Outcome, target: str, model: str, example: torch.Tensor, importance: str, strategy: str
+) -> PruningPlan:
+    choices = tuple(
+        GroupChoice(group=g.id, width=g.width, kept=top_units(scores[g.id], outcome.widths[g.id])) for g in graph.groups
+    )
+    return PruningPlan(
+        target=target, model=model, input_shape=tuple(example.shape), importance=importance, strategy=strategy, choices=choices,
+        dense=_predicted(graph, outcome.dense, {}), predicted=_predicted(graph, outcome.chosen, outcome.widths),
+        importance_kept=min(1.0, outcome.importance_kept), gap=outcome.gap,
+    )
+
+
+def _predicted(graph: ChannelGraph, figures: NetworkFigures, widths: dict[str, int]) -> Predicted:
+    e, shapes = figures.latency, graph.shapes(widths)
+    parameters = graph.traced.exported.graph_signature.inputs_to_parameters
+    return Predicted(
+        latency_us=Figure(value=e.latency_us, provenance=e.provenance, low=e.low_us, high=e.high_us), macs=figures.macs,
+        parameters=sum(torch.Size(shapes(node)).numel() for node in parameters), size_bytes=figures.weight_bytes,
+        peak_memory_bytes=figures.peak_memory_bytes,
+    )
+
+
+def _record(
+    options: dict[str, Any], profile: TargetProfile, outcome: Outcome, model: dict[str, Any], data: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The run's record: see ``hwprune.run_folder``."""
+    return {
+        "status": "running", "started": now(), "options": options, "model": model, "data": data,
+        "target": {"name": profile.name, "digest": profile.digest(), "profile": profile.model_dump(mode="json", by_alias=True)},
+        "versions": versions(), "machine": machine(),
+        "search": {"rounds": outcome.rounds, "candidates": outcome.candidates, "gap": outcome.gap},
+    }  # fmt: skip

@@ -133,7 +133,7 @@ class FrozenRow:
 class InspectReport:
     """What can be pruned in a network and what cannot, with the reason.
 
-    parameters : number of parameters. prunable_parameters : how many lie on at least one prunable axis.
+    parameters : number of parameters. prunable_parameters : how many are in tensors with a prunable axis.
     """
 
     model: str

@@ -11,7 +11,7 @@ distance to the nearest measured kernel.
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Iterable, Protocol, Sequence
 
 import numpy as np
 
@@ -26,15 +26,17 @@ NEAR, FAR = 0.15, 0.15
 _LOG_WIDEST = math.log(2.0)
 
 
-class Measured(Protocol):
-    """What the table reads of a measurement: microseconds of one kernel, start of the kernel included."""
-
+class Interval(Protocol):
     latency_us: float
     low_us: float
     high_us: float
 
 
-Lookup = Callable[[Workload], "Measured | None"]
+class Measured(Protocol):
+    """What the table reads of a measurement: microseconds of one kernel run alone, its start included."""
+
+    workload: Workload
+    latency: Interval
 
 
 class TableModel:
@@ -42,87 +44,89 @@ class TableModel:
 
     Parameters
     ----------
-    lookup : the best measurement of a workload on this target, device and thread count; None if there is none.
+    load : all best measurements on this target, device and thread count; asked again at every ``refresh``.
     analytic : answers what was not measured; None to raise NoLatency instead.
-    overheads_us : (per kernel, per network) as calibrated against a compiled network. By default a kernel costs in a
-        network what it costs alone (its start is part of the measurement), and the network what the profile says.
+    overheads_us : (per kernel, per network) as calibrated against a compiled network; may be set later. By default a
+        kernel costs in a network what it costs alone (its start is part of the measurement), and the network what the
+        profile says.
     """
 
-    def __init__(self, lookup: Lookup, analytic: AnalyticModel | None, overheads_us: tuple[float, float] | None = None):
-        self._lookup = lookup
-        self._analytic = analytic
-        default = (0.0, analytic.network_overhead_us if analytic else 0.0)
-        self._kernel_us, self._network_us = overheads_us or default
-        self._measured: dict[str, Estimate] = {}
-        self._fallback: dict[str, Estimate] = {}
-        self._points: dict[Any, dict[str, tuple[tuple[float, float], float]]] = {}
+    def __init__(
+        self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None,
+        overheads_us: tuple[float, float] | None = None,
+    ):  # fmt: skip
+        self._load, self._analytic = load, analytic
+        self.overheads_us = overheads_us or (0.0, analytic.network_overhead_us if analytic else 0.0)
+        self.refresh()
 
     @property
     def kernel_overhead_us(self) -> float:
-        return self._kernel_us
+        return self.overheads_us[0]
 
     @property
     def network_overhead_us(self) -> float:
-        return self._network_us
+        return self.overheads_us[1]
+
+    def refresh(self) -> None:
+        """Read the measurements anew, and with them the calibration of everything else."""
+        found = list(self._load())
+        self._measured = {
+            m.workload.key: Estimate(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured") for m in found
+        }
+        self._fallback: dict[str, Estimate] = {}
+        self._points = self._calibrate(found) if self._analytic is not None else {}
+
+    def is_measured(self, workload: Workload) -> bool:
+        return workload.key in self._measured
 
     def predict(self, workloads: Sequence[Workload]) -> list[Estimate]:
         """Latency of each workload. NoLatency names one that was not measured, if there is no analytic model."""
-        unknown = {w.key: w for w in workloads if w.key not in self._measured and w.key not in self._fallback}
-        fresh = {key: w for key, w in unknown.items() if not self._take(w)}
+        fresh = {w.key: w for w in workloads if w.key not in self._measured and w.key not in self._fallback}
         if fresh and self._analytic is None:
             raise NoLatency(f"no measurement of workload {next(iter(fresh))}; measure it with `hwprune measure`")
         self._estimate(list(fresh.values()))
         return [self._measured.get(w.key) or self._fallback[w.key] for w in workloads]
 
-    def is_measured(self, workload: Workload) -> bool:
-        return workload.key in self._measured or self._take(workload)
-
-    def refresh(self) -> None:
-        """Forget every answer that was not measured: the store may have learned since, and calibration with it."""
-        self._fallback.clear()
-
-    def _take(self, workload: Workload) -> bool:
-        """Look the workload up; if it was measured, remember it and let it calibrate its family."""
-        found = self._lookup(workload)
-        if found is None:
-            return False
-        self._measured[workload.key] = Estimate(found.latency_us, found.low_us, found.high_us, "measured")
-        if self._analytic is not None:
-            ratio = math.log(found.latency_us / float(self._isolated_us([workload])[0]))
-            self._points.setdefault(family(workload), {})[workload.key] = (position(workload), ratio)
-        return True
-
     def _isolated_us(self, workloads: Sequence[Workload]) -> np.ndarray:
         """The analytic model's answer for kernels run alone, their start included as in a measurement."""
         return self._analytic.latencies_us(workloads) + self._analytic.kernel_overhead_us
 
+    def _calibrate(self, found: Sequence[Measured]) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+        """Family -> positions [points, 2] of its measured kernels, and log of measured over analytic [points]."""
+        points: dict[Any, list[tuple[float, float, float]]] = {}
+        for m, analytic_us in zip(found, self._isolated_us([m.workload for m in found])):
+            ratio = math.log(m.latency.latency_us / float(analytic_us))
+            points.setdefault(family(m.workload), []).append((*position(m.workload), ratio))
+        return {name: (np.array(rows)[:, :2], np.array(rows)[:, 2]) for name, rows in points.items()}
+
     def _estimate(self, workloads: list[Workload]) -> None:
-        if not workloads:
-            return
-        for workload, base in zip(workloads, self._isolated_us(workloads)):
-            ratio, spread = self._calibration(workload)
-            latency, factor = float(base) * math.exp(ratio), math.exp(spread)
-            self._fallback[workload.key] = Estimate(latency, latency / factor, latency * factor, "analytic")
+        """Answer and remember workloads that were not measured, a family at a time."""
+        families: dict[Any, list[int]] = {}
+        for i, workload in enumerate(workloads):
+            families.setdefault(family(workload), []).append(i)
+        base = self._isolated_us(workloads)
+        for name, members in families.items():
+            ratios, spreads = self._calibration(name, np.array([position(workloads[i]) for i in members]))
+            for i, latency, factor in zip(members, base[members] * np.exp(ratios), np.exp(spreads)):
+                self._fallback[workloads[i].key] = Estimate(
+                    float(latency), float(latency / factor), float(latency * factor), "analytic"
+                )
 
-    def _calibration(self, workload: Workload) -> tuple[float, float]:
-        """Logarithms of the factor on the analytic answer and of the interval's half width."""
-        points = self._points.get(family(workload))
-        if not points:
-            return self._general_ratio(workload), _LOG_WIDEST
-        where = np.array([p for p, _ in points.values()])
-        ratios = np.array([r for _, r in points.values()])
-        squared = ((where - np.array(position(workload))) ** 2).sum(axis=1)
+    def _calibration(self, name: tuple, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the factor on the analytic answer and of the interval's half width, at positions [n, 2]."""
+        if name not in self._points:
+            return np.full(len(where), self._general_ratio(name[0])), np.full(len(where), _LOG_WIDEST)
+        measured_at, ratios = self._points[name]
+        squared = ((where[:, None, :] - measured_at[None, :, :]) ** 2).sum(axis=2)
         weights = 1.0 / (squared + 1e-6)
-        distance = math.sqrt(squared.min())
-        return float(weights @ ratios / weights.sum()), min(_LOG_WIDEST, NEAR + FAR * distance)
+        spread = np.minimum(_LOG_WIDEST, NEAR + FAR * np.sqrt(squared.min(axis=1)))
+        return weights @ ratios / weights.sum(axis=1), spread
 
-    def _general_ratio(self, workload: Workload) -> float:
+    def _general_ratio(self, anchor: str) -> float:
         """Median over all measured kernels with the same anchor, else over all, else none."""
-        anchor = _anchor_name(workload)
-        ratios = [(name[0], r) for name, points in self._points.items() for _, r in points.values()]
-        same = [r for name, r in ratios if name == anchor]
-        chosen = same or [r for _, r in ratios]
-        return float(np.median(chosen)) if chosen else 0.0
+        same = [ratios for name, (_, ratios) in self._points.items() if name[0] == anchor]
+        chosen = same or [ratios for _, ratios in self._points.values()]
+        return float(np.median(np.concatenate(chosen))) if chosen else 0.0
 
 
 def family(workload: Workload) -> tuple:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 import numpy as np
 
 from hwprune.budget import Budget, format_bytes, format_us
+from hwprune.compile.lower import Network
 from hwprune.cost.base import CostModel, Estimate, network_estimate
 from hwprune.errors import BudgetError, HwpruneError, Infeasible, UsageError
 from hwprune.progress import SILENT, Progress
@@ -40,6 +41,15 @@ _FRONTIER_KERNELS = 24
 
 #: Uniformly narrowed networks whose kernels are measured first, so that every family is calibrated over its widths.
 _PROBED_SHARES = (0.5, 0.25)
+
+
+class Learner(Protocol):
+    """Measures on the target, so that the search's cost model knows more."""
+
+    def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None: ...
+
+    def calibrate(self, network: Network) -> None:
+        """Learn what a kernel costs in ``network`` beyond what it costs alone."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +110,25 @@ class Search:
     """One search. ``run`` is the only entry.
 
     scores : importance by group id, float64 [width].
-    measure : measures workloads and stores them, so that ``model`` knows them after its ``refresh``; None where the
-        target cannot be measured here.
+    learn : makes ``model`` know more by measuring; None where the target cannot be measured here.
     """
 
     view: NetworkView
     scores: Mapping[str, np.ndarray]
     model: CostModel
     settings: Settings
-    measure: Callable[[Sequence[Workload]], None] | None = None
+    learn: Learner | None = None
     progress: Progress = SILENT
-    _asked: set[str] = field(default_factory=set)
+    _asked: set[tuple[str, str]] = field(default_factory=set)
     _rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> Outcome:
         """Raises BudgetError, saying what is reachable, if no allowed network meets the budgets."""
         if not self.scores:
             raise UsageError("the network has no prunable group; `hwprune inspect` says what is frozen and why")
-        self._know(self.view.workloads({}))
+        self._know(self.view.workloads({}), "tune")
+        if self.learn is not None:
+            self.learn.calibrate(self.view.network)
         self.dense = self.figures({})
         self.limits = self._resolve()
         self._choose_candidates()
@@ -125,9 +136,11 @@ class Search:
         self._probe()
         solution = self._settle()
         widths = self._problem({}).widths_of(solution.choice)
+        frontier = self._frontier(widths)
+        self._know(self.view.workloads(widths), "tune")
         chosen = self.figures(widths)
         return Outcome(
-            widths, self.dense, chosen, self._kept(widths), solution.gap, self._frontier(widths),
+            widths, self.dense, chosen, self._kept(widths), solution.gap, frontier,
             {g: [int(x) for x in w] for g, w in zip(self.groups, self.widths)}, self._rounds,
         )  # fmt: skip
 
@@ -209,19 +222,18 @@ class Search:
 
     # -- measuring
 
-    def _know(self, workloads: Sequence[Workload]) -> int:
-        """Measure those of ``workloads`` that nobody asked for yet; how many that were."""
-        if self.measure is None:
+    def _know(self, workloads: Sequence[Workload], effort: str = "quick") -> int:
+        """Measure those of ``workloads`` that nobody asked for with this effort yet; how many that were."""
+        if self.learn is None:
             return 0
-        fresh = list({w.key: w for w in workloads if w.key not in self._asked}.values())
+        fresh = list({w.key: w for w in workloads if (w.key, effort) not in self._asked}.values())
         if fresh:
-            self.measure(fresh)
-            self._asked.update(w.key for w in fresh)
-            self.model.refresh()
+            self.learn.measure(fresh, effort)
+            self._asked.update((w.key, e) for w in fresh for e in {effort, "quick"})
         return len(fresh)
 
     def _probe(self) -> None:
-        if self.measure is None:
+        if self.learn is None:
             return
         for share in _PROBED_SHARES:
             nearest = {g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in zip(self.groups, self.widths)}
@@ -311,7 +323,7 @@ class Search:
         left = _FRONTIER_KERNELS
         for widths in sorted(candidates, key=distance)[:3]:
             workloads = self.view.workloads(widths)
-            if len({w.key for w in workloads} - self._asked) <= left:
+            if len({(w.key, "quick") for w in workloads} - self._asked) <= left:
                 left -= self._know(workloads)
 
     def _point(self, widths: dict[str, int], chosen: bool) -> FrontierPoint:

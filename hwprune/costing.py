@@ -1,0 +1,90 @@
+"""Which cost model answers for a target on this machine, and how it comes to know more."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Sequence
+
+from hwprune import target as targets
+from hwprune.cost.analytic import AnalyticModel
+from hwprune.cost.base import CostModel
+from hwprune.cost.table import TableModel
+from hwprune.errors import UsageError
+from hwprune.progress import SILENT, Progress
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+if TYPE_CHECKING:
+    from hwprune.compile.lower import Network
+    from hwprune.kernels.schedule import Config
+
+
+class Costing:
+    """A cost model for ``profile``, how it learns, and the schedules that go with what it knows.
+
+    Measurements answer where this machine can run the target's code, the analytic model elsewhere. Close it (or use
+    ``with``) to end the measuring process.
+
+    model : the cost model. measurable : whether ``measure`` can make it know more.
+    """
+
+    def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT):
+        """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
+        self.profile, self.measurable = profile, profile.runs_here()
+        analytic = AnalyticModel(profile)
+        self.model: CostModel = analytic
+        if self.measurable:
+            from hwprune.measure.measurer import Measurer
+            from hwprune.measure.store import Store
+
+            self.store = Store(store, progress)
+            self.measurer = Measurer(profile, self.store, progress)
+            self.model = TableModel(lambda: self.store.all_best(self.measurer.context), analytic)
+
+    def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
+        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
+        self.measurer.ensure(workloads, effort)
+        self.model.refresh()
+
+    def calibrate(self, network: "Network") -> None:
+        """Learn what a kernel costs in ``network`` beyond what it costs alone; its kernels must be measured.
+
+        Kept in the store for the network's workloads, so that a search that is repeated finds it.
+        """
+        text = "\n".join(w.key for w in network.workloads())
+        name = f"kernel_overhead_us of {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        value = self.store.calibration(name, self.measurer.context)
+        if value is None:
+            value = self.measurer.network_overhead_us(network)
+            self.store.calibrate(name, value, self.measurer.context)
+        self.model.overheads_us = (value, 0.0)
+
+    def pick(self, workload: Workload) -> "Config":
+        """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""
+        if self.measurable:
+            return self.measurer.schedule(workload)
+        from hwprune.kernels import candidates
+
+        return candidates(workload, self.profile)[0]
+
+    def close(self) -> None:
+        if self.measurable:
+            self.measurer.close()
+            self.store.close()
+
+    def __enter__(self) -> "Costing":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def load_target(name: str, threads: int | None = None) -> TargetProfile:
+    """The profile called ``name``, on ``threads`` of its cores if that is given. TargetError, UsageError."""
+    profile = targets.load(name)
+    if threads is None:
+        return profile
+    if not 1 <= threads <= profile.cores:
+        raise UsageError(f"target {name!r} has {profile.cores} cores, but {threads} threads were asked for; give 1 to {profile.cores}")
+    return profile.model_copy(update={"threads": threads})

@@ -1,0 +1,96 @@
+"""From modules, runs and artifacts to compiled programs and their timers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+from torch import nn
+
+from hwprune import runtime
+from hwprune.compile.artifact import build_artifact
+from hwprune.compile.lower import lower
+from hwprune.costing import Costing, load_target
+from hwprune.engines import engine_timer
+from hwprune.errors import UsageError
+from hwprune.graph import trace
+from hwprune.plan import Figure
+from hwprune.progress import SILENT, Progress
+from hwprune.target import TargetProfile
+from hwprune.timing import Timer
+
+def compile_to(
+    model: nn.Module, example: torch.Tensor, profile: TargetProfile, out: Path, store: str | Path | None,
+    record: dict[str, Any], progress: Progress = SILENT,
+) -> Path:
+    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can."""
+    network = lower(trace(model, example), profile)
+    with Costing(profile, store, progress) as cost:
+        if cost.measurable:
+            cost.measure(network.workloads(), "tune")
+        with progress.task(f"compiling for {profile.name}"):
+            return build_artifact(network, profile, cost.pick, out, record=record)
+
+
+def artifact_timer(folder: Path, threads: int | None = None) -> Timer:
+    return runtime.load(folder, threads=threads).time_us
+
+
+def time_pair(dense: Path, pruned: Path, profile: TargetProfile, store: str | Path | None, progress: Progress = SILENT) -> dict[str, Figure]:
+    """Measured latency of two artifacts in one run, as kernels are measured: microseconds, with the spread of its rounds."""
+    with Costing(profile, store, progress) as cost, progress.task("timing both networks"):
+        found = cost.measurer.time_artifacts([dense, pruned])
+    return {
+        side: Figure(value=x.latency_us, provenance="measured", low=x.low_us, high=x.high_us)
+        for side, x in zip(("dense", "pruned"), found)
+    }
+
+
+def timers_of(
+    subject: str | Path | nn.Module, example: torch.Tensor | None, target: str, engines: Sequence[str], threads: int | None,
+    store: str | Path | None, progress: Progress = SILENT,
+) -> list[tuple[str, Timer]]:
+    """Named timers of an artifact, of both networks of a run, or of a module; each network in the ``engines`` as well."""
+    if isinstance(subject, nn.Module):
+        return _timers_of_module(subject, example, load_target(target, threads), engines, store, progress)
+    folder = Path(subject)
+    if (folder / "manifest.json").is_file():
+        if engines:
+            raise UsageError(f"{folder} is an artifact and holds no torch network for {', '.join(engines)}; give the run folder or the model")
+        return [(folder.name, artifact_timer(folder, threads))]
+    return _timers_of_run(folder, engines, threads, store, progress)
+
+
+def _timers_of_module(model, example, profile, engines, store, progress) -> list[tuple[str, Timer]]:
+    if example is None:
+        raise UsageError("timing a module needs an example input; give example_input=...")
+    check_runs_here(profile, "nothing can be timed here")
+    with tempfile.TemporaryDirectory() as scratch:
+        timer = artifact_timer(compile_to(model, example, profile, Path(scratch, "artifact"), store, {}, progress))
+    return [("hwprune", timer), *_engines(model, example, engines, profile.threads)]
+
+
+def _timers_of_run(folder: Path, engines, threads, store, progress) -> list[tuple[str, Timer]]:
+    from hwprune.run import load_run
+
+    run = load_run(folder)
+    profile = load_target(run.plan.target, threads or run.record["options"]["threads"])
+    check_runs_here(profile, "nothing can be timed here")
+    artifacts = (run.folder.artifact_dense, run.folder.artifact)
+    if not all((a / "manifest.json").is_file() for a in artifacts):
+        run.compile(threads=threads, store=store, progress=progress)
+    timers = [(f"hwprune, {a}", artifact_timer(f, profile.threads)) for a, f in zip(("dense", "pruned"), artifacts)]
+    for name, model in (("dense", run.dense), ("pruned", run.model)):
+        timers += _engines(model, run.example_input, engines, profile.threads, f", {name}")
+    return timers
+
+
+def _engines(model, example, engines: Sequence[str], threads: int, suffix: str = "") -> list[tuple[str, Timer]]:
+    return [(f"{name}{suffix}", engine_timer(name, model, example, threads)) for name in engines]
+
+
+def check_runs_here(profile: TargetProfile, what: str) -> None:
+    if not profile.runs_here():
+        raise UsageError(f"this machine cannot run code for target {profile.name!r} ({profile.architecture}), so {what}")
