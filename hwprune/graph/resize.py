@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, Callable, Mapping, Sequence
 
@@ -9,47 +10,116 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hwprune.errors import PlanError
 from hwprune.graph.channels import ChannelGraph
 from hwprune.graph.rules import aten, overloads
+from hwprune.graph.trace import evaluating, quiet
 
 Kept = Mapping[str, Sequence[int]]
 
 
 def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept) -> fx.GraphModule:
-    """The exported graph with the tensors of ``module`` and every literal size rewritten; tensors are not sliced yet.
+    """A graph with copies of the tensors of ``module`` and every literal size rewritten; tensors are not sliced yet.
 
-    Batch normalization and dropout follow ``train()`` and ``eval()`` as they do in a module.
+    An exported module keeps its own graph. Any other one is exported with a free batch size where torch.export can do
+    that, and its batch normalization and dropout follow ``train()`` and ``eval()`` as in the module.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pytree deprecations inside torch.export
-        exported = graph.traced.exported.module()
-        root = GraphNetwork(exported, exported.graph)
+    own = isinstance(module, fx.GraphModule)
+    with quiet():
+        root, names = _graph_like(copy.deepcopy(module) if own else _free_batch(graph), graph)
     _adopt(root, module)
-    sizes = _Sizes(graph, kept)
+    sizes = _Sizes(graph, kept, names)
     for node in list(root.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith("_guards"):
             root.graph.erase_node(node)  # it checks the batch, which literal sizes check as well
-        elif node.op == "call_function" and node.target in _RESIZE and node.name in graph.traced.nodes:
+        elif node in names and node.target in _RESIZE:
             _RESIZE[node.target](node, sizes)
+    if not own:
+        _follow_mode(root)
     root.recompile()
-    root.train(module.training)
+    root.training = module.training
     return root
 
 
-class GraphNetwork(fx.GraphModule):
-    """A graph module whose normalization and dropout have a mode, as a module's have."""
+def _free_batch(graph: ChannelGraph) -> fx.GraphModule | None:
+    """The network exported again with a free batch; None where it has none."""
+    traced = graph.traced
+    pairs = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 else x for x in traced.example_inputs)
+    free = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in pairs)  # a batch of 1 would be taken for fixed
+    try:
+        with evaluating(traced.module), torch.no_grad():
+            return torch.export.export(traced.module, pairs, dynamic_shapes=free).module(check_guards=False)
+    except Exception:  # torch.export says so in as many ways as there are networks
+        return None
 
-    def train(self, mode: bool = True) -> "GraphNetwork":
-        super().train(mode)
-        for node in self.graph.nodes:
-            place = _MODE_ARGUMENT.get(node.target) if node.op == "call_function" else None
-            if place is not None:
-                node.args = (*node.args[:place], mode, *node.args[place + 1 :])
-        self.recompile()
-        return self
+
+def _graph_like(module: fx.GraphModule | None, graph: ChannelGraph) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+    """A plain graph module (an exported one refuses train()), and which traced node each of its nodes is.
+
+    A graph with a free batch computes the same tensors in the same order, with slices of the whole batch and
+    questions for its size in between. Where it does not, the graph as it was traced serves.
+    """
+    operators = [n for n in graph.traced.graph.nodes if _makes_tensors(n) and not _takes_all(n)]
+    for candidate in (module, None):
+        if candidate is None:
+            candidate = graph.traced.exported.module(check_guards=False)
+        for node in list(candidate.graph.nodes):
+            if _takes_all(node):
+                node.replace_all_uses_with(node.args[0])
+                candidate.graph.erase_node(node)
+        found = [node for node in candidate.graph.nodes if _makes_tensors(node)]
+        if [n.target for n in found] == [n.target for n in operators]:
+            break
+    else:
+        raise PlanError("torch.export gives this network another graph each time; its graph cannot be rewritten")
+    names = {node: twin.name for node, twin in zip(found, operators)}
+    placeholders = {fqn: name for name, fqn in graph.traced.targets.items()}
+    inputs = iter(n.name for n in graph.traced.graph.nodes if n.op == "placeholder" and n.name not in graph.traced.targets)
+    for node in candidate.graph.nodes:
+        if node.op == "get_attr" and node.target in placeholders:
+            names[node] = placeholders[node.target]
+        elif node.op == "placeholder":
+            names[node] = next(inputs)
+    return _plain(candidate, names)
 
 
-_MODE_ARGUMENT = {aten.batch_norm.default: 5, aten.dropout.default: 2, aten.dropout_.default: 2}
+def _plain(module: fx.GraphModule, names: dict[fx.Node, str]) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
+    plain = fx.GraphModule(module, module.graph)  # whether or not fx copies the graph, its order stays
+    return plain, {new: names[old] for old, new in zip(module.graph.nodes, plain.graph.nodes) if old in names}
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    """Not a question for a size, and not a check."""
+    if node.op != "call_function":
+        return False
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) or isinstance(value, (list, tuple))
+
+
+def _takes_all(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and node.target is aten.slice.Tensor
+        and node.args[2:] in ((0, _EVERYTHING), (None, None), (0, _EVERYTHING, 1), ())
+    )
+
+
+_EVERYTHING = 2**63 - 1  # what torch.export writes for an open end
+
+
+_MODE_ARGUMENT = {aten.batch_norm.default: "training", aten.dropout.default: "train", aten.dropout_.default: "train"}
+
+
+def _follow_mode(root: fx.GraphModule) -> None:
+    """Read the module's own training flag in place of the literal that the export made of it."""
+    nodes = [n for n in root.graph.nodes if n.op == "call_function" and n.target in _MODE_ARGUMENT]
+    if not nodes:
+        return
+    with warnings.catch_warnings(), root.graph.inserting_before(nodes[0]):
+        warnings.simplefilter("ignore")  # fx expects a tensor behind an attribute
+        mode = root.graph.get_attr("training")
+    for node in nodes:
+        _set_argument(node, _MODE_ARGUMENT[node.target], mode)
 
 
 def _adopt(root: nn.Module, module: nn.Module) -> None:
@@ -71,19 +141,13 @@ def _adopt(root: nn.Module, module: nn.Module) -> None:
 class _Sizes:
     """Shapes and positions of the pruned network, by node."""
 
-    def __init__(self, graph: ChannelGraph, kept: Kept) -> None:
-        self.graph, self.kept = graph, kept
+    def __init__(self, graph: ChannelGraph, kept: Kept, names: Mapping[fx.Node, str]) -> None:
+        self.graph, self.kept, self.name = graph, kept, names.__getitem__
         self.new = graph.shapes({group: len(units) for group, units in kept.items()})
         self.old = graph.shapes({})
 
     def shrinks(self, node: fx.Node, dim: int) -> bool:
         return self.new(self.name(node))[dim] != self.old(self.name(node))[dim]
-
-    def name(self, node: fx.Node) -> str:
-        """Parameters are attributes in the module's graph and placeholders in the exported one."""
-        if node.op != "get_attr":
-            return node.name
-        return next(name for name, fqn in self.graph.traced.targets.items() if fqn == node.target)
 
     def until(self, node: fx.Node, dim: int, bound: int) -> int:
         """How many of the first ``bound`` positions of an axis stay."""
@@ -92,19 +156,26 @@ class _Sizes:
 
 
 def _view(node: fx.Node, sizes: _Sizes) -> None:
-    if sizes.new(node.name) != sizes.old(node.name):
-        node.args = (node.args[0], list(sizes.new(node.name)))
+    """Literal sizes that shrink; others (a free batch, -1) stay as they are."""
+    old, new = sizes.old(sizes.name(node)), sizes.new(sizes.name(node))
+    given = list(node.args[1])
+    lead = len(old) - len(given)
+    node.args = (
+        node.args[0],
+        [new[lead + i] if isinstance(g, int) and g != -1 and new[lead + i] != old[lead + i] else g
+         for i, g in enumerate(given)],
+    )  # fmt: skip
 
 
 def _unflatten(node: fx.Node, sizes: _Sizes) -> None:
-    dim, parts = _dim(node, place=1), len(node.args[2])
-    node.args = (node.args[0], dim, list(sizes.new(node.name)[dim : dim + parts]))
+    dim, parts = _dim(node, sizes, place=1), len(node.args[2])
+    node.args = (node.args[0], dim, list(sizes.new(sizes.name(node))[dim : dim + parts]))
 
 
 def _split(node: fx.Node, sizes: _Sizes) -> None:
     source = node.args[0]
-    parts = [int(t.shape[_dim(node)]) for t in sizes.graph.traced.nodes[node.name].meta["val"]]
-    dim = _dim(node)
+    dim = _dim(node, sizes)
+    parts = [int(t.shape[dim]) for t in sizes.graph.traced.nodes[sizes.name(node)].meta["val"]]
     if not sizes.shrinks(source, dim):
         return
     bounds = [sizes.until(source, dim, int(b)) for b in np.cumsum([0, *parts])]
@@ -112,20 +183,20 @@ def _split(node: fx.Node, sizes: _Sizes) -> None:
     node.args, node.kwargs = (source, [b - a for a, b in zip(bounds, bounds[1:])], dim), {}
 
 
-def _dim(node: fx.Node, place: int = 2) -> int:
+def _dim(node: fx.Node, sizes: _Sizes, place: int = 2) -> int:
     dim = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    return int(dim) % len(node.args[0].meta["val"].shape)
+    return int(dim) % len(sizes.old(sizes.name(node.args[0])))
 
 
 def _slice(node: fx.Node, sizes: _Sizes) -> None:
-    dim = _dim(node, place=1)
+    dim = _dim(node, sizes, place=1)
     source = node.args[0]
     if not sizes.shrinks(source, dim):
         return
     size = sizes.old(sizes.name(source))[dim]
     start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
     start = max(start + size, 0) if start < 0 else min(start, size)
-    stop = start + sizes.old(node.name)[dim]  # labelled axes are sliced without steps
+    stop = start + sizes.old(sizes.name(node))[dim]  # labelled axes are sliced without steps
     node.target = aten.slice.Tensor
     node.args = (source, dim, sizes.until(source, dim, start), sizes.until(source, dim, stop))
     node.kwargs = {}
@@ -133,16 +204,15 @@ def _slice(node: fx.Node, sizes: _Sizes) -> None:
 
 def _conv_groups(node: fx.Node, sizes: _Sizes) -> None:
     weight, groups = node.args[1], _argument(node, "groups")
-    per_group = sizes.old(sizes.name(weight))[0 if "transpose" in str(node.target) else 1]
-    x = node.args[0]
-    channel = len(x.meta["val"].shape) - (len(weight.meta["val"].shape) - 2) - 1
-    if groups > 1 and (sizes.old(sizes.name(x))[channel] == groups or per_group == 1):
-        _set_argument(node, "groups", sizes.new(sizes.name(x))[channel])
+    x = sizes.name(node.args[0])
+    channel = len(sizes.old(x)) - (len(sizes.old(sizes.name(weight))) - 2) - 1
+    if groups > 1 and sizes.old(x)[channel] == groups:  # depthwise: a group is a channel
+        _set_argument(node, "groups", sizes.new(x)[channel])
 
 
 def _normalized_shape(node: fx.Node, sizes: _Sizes) -> None:
     rank = len(node.args[1])
-    node.args = (node.args[0], list(sizes.new(node.name)[-rank:]), *node.args[2:])
+    node.args = (node.args[0], list(sizes.new(sizes.name(node))[-rank:]), *node.args[2:])
 
 
 def _argument(node: fx.Node, name: str) -> Any:

@@ -106,7 +106,7 @@ def trace(module: nn.Module, example_inputs: Sequence[torch.Tensor] | torch.Tens
     TraceError : torch.export refused; the sentence names the line of the user's source.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    with evaluating(module), _quiet(), torch.no_grad():
+    with evaluating(module), quiet(), torch.no_grad():
         try:
             exported = torch.export.export(module, inputs)
         except Exception as err:
@@ -134,7 +134,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch.export logs and prints each failed guard with a page of advice; one sentence of TraceError replaces it."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

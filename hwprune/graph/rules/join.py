@@ -77,8 +77,9 @@ def slice_axis(call: Call) -> Value:
     start = max(start + size, 0) if start < 0 else min(start, size)
     length = call.shape[axis]
     if x.field(axis) is not None and length < size:
-        if step != 1:
-            call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, f"every {step}th index is taken"))
+        if step != 1 or length == 1:
+            detail = f"every {step}th index is taken" if step != 1 else "one index is taken by number"
+            call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, detail))
         elif size % length == 0 and start % length == 0:
             tie_parts(call, x, axis, size // length)
     return call.result(_cuts(call, x, axis, slice(start, start + length * step, step)))

@@ -1,0 +1,271 @@
+"""Small networks, one for each thing that the graph analysis must understand. NETWORKS: name -> (factory, input shape)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv(i, o, k=3, **kw):
+    return nn.Sequential(nn.Conv2d(i, o, k, padding=k // 2, bias=False, **kw), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+
+class Head(nn.Module):
+    """Body, global mean, linear."""
+
+    def __init__(self, body, channels):
+        super().__init__()
+        self.body, self.fc = body, nn.Linear(channels, 5)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+class Flat(nn.Module):
+    """VGG-like: the linear layer reads channels times positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
+        self.fc1, self.fc2 = nn.Linear(6 * 16, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = torch.flatten(self.features(x), 1)
+        return self.fc2(F.dropout(F.relu(self.fc1(x)), 0.5, self.training))
+
+
+class OptionA(nn.Module):
+    """Residual network whose shortcut is a strided slice with zero channels on either side."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.conv1, self.bn1 = nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.linear = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y += F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0)
+        y = F.relu(y)
+        y = F.avg_pool2d(y, y.size()[3])
+        return self.linear(y.view(y.size(0), -1))
+
+
+class Residual(nn.Module):
+    """Option B: a convolution on the shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 8), conv(8, 12), nn.Conv2d(12, 10, 3, padding=1)
+        self.short = nn.Conv2d(8, 10, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return F.relu(self.b(self.a(x)) + self.short(x))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, c, r):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(c, r, 1), nn.Conv2d(r, c, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(F.silu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+
+
+def inverted():
+    """MobileNet-like: expansion, depthwise, squeeze and excite, projection; then a depthwise with multiplier 2."""
+    return nn.Sequential(conv(3, 6), conv(6, 12, 1), conv(12, 12, groups=12), SqueezeExcite(12, 4),
+                         nn.Conv2d(12, 6, 1), conv(6, 12, groups=6))  # fmt: skip
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 6), conv(6, 4)
+        self.norm, self.c = nn.BatchNorm2d(10), nn.Conv2d(10, 8, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = torch.cat([x, self.b(x)], 1)
+        return self.c(F.relu(self.norm(x)))
+
+
+class Inception(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.p, self.q, self.r = conv(3, 6), conv(6, 4, 1), conv(6, 6), conv(6, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.cat([self.p(x), self.q(x), self.r(F.max_pool2d(x, 3, 1, 1))], 1)
+
+
+class Shuffle(nn.Module):
+    """Grouped convolutions around a channel shuffle, then a split by halves as in ShuffleNet V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 12)
+        self.g1, self.g2, self.branch = conv(12, 24, 1, groups=2), conv(24, 12, groups=2), conv(6, 8)
+
+    def forward(self, x):
+        x = self.g1(self.stem(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        a, b = self.g2(x).chunk(2, 1)
+        return torch.cat([a, self.branch(b)], 1)
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions, pixel shuffle and unshuffle, nearest upsampling."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep = conv(3, 4), nn.Conv2d(16, 12, 3, padding=1)
+        self.up, self.grouped = nn.ConvTranspose2d(12, 8, 2, 2), nn.ConvTranspose2d(8, 16, 2, 2, groups=2)
+        self.out = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x):
+        x = F.pixel_unshuffle(self.down(x), 2)
+        x = self.grouped(self.up(F.relu(self.deep(x))))
+        return self.out(F.interpolate(F.pixel_shuffle(x, 2), scale_factor=0.5))
+
+
+class Norms(nn.Module):
+    """ConvNeXt-like block with LayerNorm over channels, a scale per channel, GroupNorm and PReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.dw = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.group, self.act, self.last = nn.GroupNorm(2, 8), nn.PReLU(8), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.down(F.gelu(self.up(self.norm(self.dw(x).permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return self.last(self.act(self.group(x + self.scale * y)))
+
+
+class Attention(nn.Module):
+    """Transformer block with a fused projection: whole heads go."""
+
+    def __init__(self, dim=12, heads=3, manual=False):
+        super().__init__()
+        self.embed, self.heads, self.manual = nn.Linear(6, dim), heads, manual
+        self.head_dim = dim // heads
+        self.norm, self.qkv, self.proj = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc = nn.Linear(dim, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, t, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if self.manual:
+            y = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(y.transpose(1, 2).reshape(b, t, -1))
+        return self.fc(x.mean(1))
+
+
+class Gated(nn.Module):
+    """Gated linear units, an einsum and one-dimensional convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up = nn.Conv1d(3, 8, 3, padding=1), nn.Linear(8, 12)
+        self.mix, self.fc = nn.Parameter(torch.randn(6, 10)), nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = F.glu(self.up(self.conv(x).transpose(1, 2)))
+        return self.fc(torch.einsum("btc,cd->btd", x, self.mix).mean(1))
+
+
+class Shared(nn.Module):
+    """One module called twice, and one weight in two modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice = conv(3, 8), nn.Conv2d(8, 8, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 6, 1, bias=False), nn.Conv2d(8, 6, 1, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = self.twice(F.relu(self.twice(self.stem(x))))
+        return self.a(x) + self.b(F.relu(x))
+
+
+class Partial(nn.Module):
+    """FasterNet-like: a convolution of the first quarter; sizes are an attribute of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.part, self.last = conv(3, 12), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(12, 6, 1)
+        self.sizes = [4, 8]
+
+    def forward(self, x):
+        a, b = torch.split(self.stem(x), self.sizes, 1)
+        return self.last(torch.cat([self.part(a), b], 1))
+
+
+class Literal(nn.Module):
+    """``forward`` holds a size that no attribute carries."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 12), conv(5, 4), conv(7, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.cat([self.a(x[:, :5]), self.b(x[:, 5:])], 1)
+
+
+class Unknown(nn.Module):
+    """An operator without a rule between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.c(self.b(torch.cummax(self.a(x), 3).values))
+
+
+NETWORKS = {
+    "flat": (Flat, (2, 3, 8, 8)),
+    "option_a": (OptionA, (2, 3, 8, 8)),
+    "residual": (lambda: Head(Residual(), 10), (2, 3, 8, 8)),
+    "inverted": (lambda: Head(inverted(), 12), (2, 3, 8, 8)),
+    "dense": (lambda: Head(Dense(), 8), (2, 3, 8, 8)),
+    "inception": (lambda: Head(Inception(), 12), (2, 3, 8, 8)),
+    "shuffle": (lambda: Head(Shuffle(), 14), (2, 3, 8, 8)),
+    "decoder": (lambda: Head(Decoder(), 6), (2, 3, 8, 8)),
+    "norms": (lambda: Head(Norms(), 6), (2, 3, 8, 8)),
+    "attention": (Attention, (2, 7, 6)),
+    "attention_by_hand": (lambda: Attention(manual=True), (2, 7, 6)),
+    "gated": (Gated, (2, 3, 9)),
+    "shared": (lambda: Head(Shared(), 6), (2, 3, 8, 8)),
+    "partial": (lambda: Head(Partial(), 6), (2, 3, 8, 8)),
+    "literal": (lambda: Head(Literal(), 8), (2, 3, 8, 8)),
+    "unknown": (lambda: Head(Unknown(), 4), (2, 3, 8, 8)),
+}
+
+
+def network(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random statistics in its normalizations, in eval mode, and an input."""
+    factory, shape = NETWORKS[name]
+    torch.manual_seed(seed)
+    module = factory().eval()
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.running_mean.uniform_(-0.3, 0.3)
+            m.running_var.uniform_(0.5, 1.5)
+        if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.5, 0.5)
+    return module, torch.randn(shape)
