@@ -84,10 +84,13 @@ def search(
     """
     with reporting(json, debug) as terminal:
         from hwprune import budget
+        from hwprune.run_folder import RunFolder
 
         for text, parse in ((latency, budget.parse_latency), (memory, budget.parse_bytes), (size, budget.parse_bytes)):
             if text is not None:
                 parse(text)
+        if out is not None:
+            RunFolder(out).check_writable(force)
         announce_target(terminal, target)
         model, data = default_model(terminal, model, data)
 

@@ -89,12 +89,14 @@ def load_subject(
     import torch
 
     from hwprune.errors import UsageError
-    from hwprune.spec.data import load_data
+    from hwprune.spec.data import check_fits, load_data
     from hwprune.spec.model import load_model, resolve_input_shape
 
     if normalize and not data:
         raise UsageError(f"--normalize {normalize!r} has no data to apply to; give --data as well")
     loaded = load_model(model, weights)
     dataset = load_data(data, normalize) if data else None
+    if dataset:
+        check_fits(loaded.module, dataset)  # before torch.export, whose message would blame the network
     shape = resolve_input_shape(loaded, dataset.input_shape if dataset else None, input_shape)
     return loaded, dataset, torch.randn(shape, generator=torch.Generator().manual_seed(0))
