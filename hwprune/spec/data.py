@@ -7,11 +7,13 @@
     path/file.py:function      they yield float images and integer labels
 
 ``--normalize "mean=0.485,0.456,0.406;std=0.229,0.224,0.225"`` is applied to arrays and folders; bytes are scaled to
-[0, 1] before it. Loaders and ``digits`` come normalized.
+[0, 1] before it. For folders, ``resize=224;mean=...`` also scales each image's short side and cuts out the center.
+Loaders and ``digits`` come normalized.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator
@@ -27,6 +29,9 @@ Source = ArraySource | LoaderSource
 
 # Below this height and width a shift by four pixels loses what the image shows, and digits must not be flipped.
 _AUGMENT_FROM_PIXELS = 24
+
+# Of images in one batch of an evaluation: 27 images 3x224x224.
+_EVALUATION_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +59,19 @@ class DataSet:
         """One epoch of (x float32 [N, C, H, W], y int64 [N]), shuffled by ``seed``; in order when it is None."""
         return self.train.batches(batch_size, seed, augment, drop_last)
 
-    def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.test.batches(batch_size)
+    def test_batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images in order; without a batch size, as many at once as memory easily takes."""
+        return self.test.batches(batch_size or self.evaluation_batch)
 
-    def validation_batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    def validation_batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         if self.validation is None:
             raise DataError(f"{self.name} has no validation part; call hold_out first")
-        return self.validation.batches(batch_size)
+        return self.validation.batches(batch_size or self.evaluation_batch)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """256 small images, fewer large ones: activations are some tens of times as large as the images."""
+        return max(1, min(256, _EVALUATION_ELEMENTS // math.prod(self.input_shape)))
 
     def hold_out(self, share: float, seed: int = 0) -> "DataSet":
         """Move ``share`` of the training images of each class to ``validation``.
@@ -75,14 +86,14 @@ class DataSet:
         return replace(self, train=self.train.subset(rest), validation=self.train.subset(held))
 
 
-def load_data(spec: str, normalize: str | None = None, resize: int | None = None) -> DataSet:
+def load_data(spec: str, normalize: str | None = None) -> DataSet:
     """Load data by its spec.
 
     Parameters
     ----------
     spec : one of the forms in the module docstring.
-    normalize : ``mean=...;std=...``, one number or one a channel; for arrays and image folders.
-    resize : side in pixels that images of a folder are resized and center-cropped to.
+    normalize : ``mean=...;std=...``, one number or one a channel; for arrays and image folders. For folders also
+        ``resize=PIXELS``.
 
     Raises
     ------
@@ -92,13 +103,13 @@ def load_data(spec: str, normalize: str | None = None, resize: int | None = None
     path = Path(spec)
     if normalize is not None and (spec == "digits" or ":" in spec):
         raise DataError(f"--normalize is for .npz files and image folders; {spec!r} comes normalized, so leave it out")
-    if resize is not None and not path.is_dir():
-        raise DataError(f"a resize is for image folders; {spec!r} is none")
     if spec == "digits":
         from hwprune.spec.digits import load_digits
 
         return load_digits()
-    norm = parse_normalize(normalize)
+    norm, resize = parse_normalize(normalize)
+    if resize is not None and not path.is_dir():
+        raise DataError(f"resize={resize} is for image folders, and {spec!r} is none; leave it out")
     if path.suffix == ".npz":
         from hwprune.spec.npz import load_npz
 
@@ -113,8 +124,8 @@ def load_data(spec: str, normalize: str | None = None, resize: int | None = None
                     f"module:function or path/file.py:function")
 
 
-def parse_normalize(text: str | None) -> Normalize:
-    """``mean=0.485,0.456,0.406;std=0.229,0.224,0.225``; either part may be left out (mean 0, std 1)."""
+def parse_normalize(text: str | None) -> tuple[Normalize, int | None]:
+    """``resize=224;mean=0.485,0.456,0.406;std=0.229,0.224,0.225`` as (mean 0 and std 1 if left out, pixels or None)."""
     found: dict[str, tuple[float, ...]] = {}
     for part in (text or "").split(";") if text else []:
         key, _, numbers = part.partition("=")
@@ -122,13 +133,16 @@ def parse_normalize(text: str | None) -> Normalize:
             values = tuple(float(number) for number in numbers.split(","))
         except ValueError:
             values = ()
-        if key.strip() not in ("mean", "std") or key.strip() in found or not values:
+        if key.strip() not in ("mean", "std", "resize") or key.strip() in found or not values:
             raise DataError(f"normalization {text!r} is not understood at {part!r}; "
                             f"write mean=0.5,0.5,0.5;std=0.2,0.2,0.2")
         found[key.strip()] = values
     if min(found.get("std", (1.0,))) <= 0:
         raise DataError(f"normalization {text!r} divides by {min(found['std'])}; every std must be above 0")
-    return Normalize(**found)
+    resize = found.pop("resize", None)
+    if resize is not None and (len(resize) != 1 or resize[0] < 1 or resize[0] != int(resize[0])):
+        raise DataError(f"normalization {text!r} resizes to {resize}; it must be one whole number of pixels, like resize=224")
+    return Normalize(**found), None if resize is None else int(resize[0])
 
 
 def from_arrays(name: str, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor,
@@ -138,6 +152,7 @@ def from_arrays(name: str, train_x: Tensor, train_y: Tensor, test_x: Tensor, tes
     Natural images of 24 pixels and more are shifted by up to an eighth of their side and flipped in training; say
     ``augment`` for anything else.
     """
+    train_y, test_y = train_y.to(torch.int64), test_y.to(torch.int64)
     for part, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
         _check_part(name, part, x, y)
     if train_x.shape[1:] != test_x.shape[1:]:

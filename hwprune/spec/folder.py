@@ -85,7 +85,7 @@ def _check_one_size(paths: list[Path], images: list[np.ndarray]) -> None:
     for path, image in zip(paths, images):
         if image.shape != images[0].shape:
             raise DataError(f"{path} is {_x(image)} pixels but {paths[0]} is {_x(images[0])}; "
-                            f"give images of one size, or --resize them")
+                            f"give images of one size, or normalize with resize=PIXELS")
 
 
 def _tensors(files: list[tuple[Path, int]], images: list[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwprune.errors import DataError
-from hwprune.progress import SILENT, Progress
+from hwprune.progress import SILENT, Progress, Task
 from hwprune.spec.data import DataSet, check_labels
 
 
@@ -57,13 +57,15 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: s
     return Evaluation(right / images, loss / images, images)
 
 
-def accuracy(model: nn.Module, data: DataSet, batch_size: int = 256, progress: Progress = SILENT) -> float:
+def accuracy(model: nn.Module, data: DataSet, batch_size: int | None = None, progress: Progress = SILENT) -> float:
     """Share (0 to 1) of the test images that ``model`` classifies right."""
+    batch_size = batch_size or data.evaluation_batch
     with progress.task(f"accuracy on {data.name}", data.test.steps(batch_size)) as task:
-        return evaluate(model, _told(data.test_batches(batch_size), task), data.name).accuracy
+        return evaluate(model, told(data.test_batches(batch_size), task), data.name).accuracy
 
 
-def _told(batches: Iterable, task) -> Iterator:
+def told(batches: Iterable, task: Task) -> Iterator:
+    """The same batches, advancing ``task`` by one after each."""
     for batch in batches:
         yield batch
         task.advance()

@@ -23,7 +23,7 @@ from hwprune.progress import SILENT, Progress
 from hwprune.spec.data import DataSet, check_fits, check_labels
 from hwprune.train.bn import batchnorms, recalibrate
 from hwprune.train.checkpoint import Checkpoints
-from hwprune.train.evaluate import accuracy, evaluate, mode
+from hwprune.train.evaluate import accuracy, evaluate, mode, told
 from hwprune.train.loss import distillation
 from hwprune.train.recipe import Recipe
 
@@ -148,10 +148,11 @@ class _Run:
     def begin(self) -> None:
         """Recalibrate BatchNorm and record epoch 0."""
         began = time.perf_counter()
-        with self._seeded(0):
-            batches = self.data.train_batches(self.recipe.batch_size, seed=self._epoch_seed(0), drop_last=True)
-            if self.recipe.calibration_batches and batchnorms(self.model):
-                recalibrate(self.model, islice(batches, self.recipe.calibration_batches))
+        count = self.recipe.calibration_batches if batchnorms(self.model) else 0
+        if count:
+            with self._seeded(0), self.progress.task("BatchNorm statistics", count) as task:
+                batches = self.data.train_batches(self.recipe.batch_size, seed=self._epoch_seed(0), drop_last=True)
+                recalibrate(self.model, told(islice(batches, count), task))
         self.start_accuracy = accuracy(self.model, self.data, progress=self.progress)
         self._record(None, None, 0.0, began)
 
@@ -164,6 +165,7 @@ class _Run:
                 began = time.perf_counter()
                 with self._seeded(epoch):
                     loss, share = self._epoch(epoch, task)
+                task.note(f"epoch {epoch}/{self.epochs}, loss {loss:.3f}, evaluating")
                 self._record(loss, share, self.optimizer.param_groups[0]["lr"], began)
 
     def finish(self) -> TrainReport:

@@ -52,9 +52,9 @@ def test_digits_without_scikit_learn(monkeypatch):
     assert "pip install scikit-learn" in refusal("digits")
 
 
-def test_normalize_is_refused_where_it_has_no_place():
+def test_normalize_is_refused_where_it_has_no_place(tmp_path):
     assert "comes normalized" in refusal("digits", normalize="mean=0.5")
-    assert "for image folders" in refusal("digits", resize=32)
+    assert "resize=32 is for image folders" in refusal(npz(tmp_path, **arrays()), normalize="resize=32")
 
 
 # -- .npz
@@ -122,6 +122,7 @@ def test_npz_files_that_are_none(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("mean=0.5,x", "not understood at 'mean=0.5,x'"), ("avg=0.5", "at 'avg=0.5'"), ("mean=1;mean=2", "at 'mean=2'"),
     ("std=0", "divides by 0.0"), ("mean=", "at 'mean='"),
+    ("resize=1.5", "one whole number of pixels"), ("resize=0", "one whole number of pixels"),
 ])
 def test_normalization_texts(text, says):
     with pytest.raises(DataError, match="normalization") as caught:
@@ -132,7 +133,8 @@ def test_normalization_texts(text, says):
 def test_normalization_of_another_number_of_channels(tmp_path):
     text = refusal(npz(tmp_path, **arrays()), normalize="mean=1,2")
     assert "gives 2 numbers for mean, but the images have 3 channels" in text
-    assert parse_normalize("mean=0.5; std=0.25") == Normalize((0.5,), (0.25,))
+    assert parse_normalize("mean=0.5; std=0.25") == (Normalize((0.5,), (0.25,)), None)
+    assert parse_normalize("resize=224") == (Normalize(), 224)
 
 
 # -- image folders
@@ -162,7 +164,7 @@ def test_folder_sizes(tmp_path):
     Image.new("RGB", (20, 10)).save(root / "test" / "dog" / "large.png")
     text = refusal(root)
     assert "large.png is 20x10 pixels but" in text and "is 9x8" in text
-    assert load_data(str(root), resize=6).input_shape == (1, 3, 6, 6)
+    assert load_data(str(root), "resize=6;mean=0.5").input_shape == (1, 3, 6, 6)
 
 
 def test_folder_mistakes(tmp_path):
@@ -315,3 +317,9 @@ def test_labels_seen_only_in_training_count():
 @pytest.mark.parametrize("spec, says", [("nothing", "no data 'nothing'; data is"), ("a.npz", "no data file a.npz")])
 def test_specs_that_name_nothing(spec, says):
     assert says in refusal(spec)
+
+
+def test_large_images_are_evaluated_few_at_a_time():
+    assert dataset().evaluation_batch == 256
+    assert replace(dataset(), input_shape=(1, 3, 224, 224)).evaluation_batch == 2**22 // (3 * 224 * 224) == 27
+    assert replace(dataset(), input_shape=(1, 3, 4096, 4096)).evaluation_batch == 1
