@@ -82,8 +82,23 @@ def _clip(x, low, high):
     return x
 
 
+def _exp(x):
+    """exp by range reduction and a polynomial, in vector operations only (libm's is called lane by lane).
+
+    Cephes expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2; relative error below 2e-7 in float32.
+    """
+    x = tirx.max(tirx.min(x, _const(x, 88.37)), _const(x, -87.33))
+    n = tirx.floor(x * _const(x, 1.44269504088896341) + _const(x, 0.5))
+    r = x - n * _const(x, 0.693359375) + n * _const(x, 2.12194440e-4)
+    poly = _const(x, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        poly = poly * r + _const(x, c)
+    power = tirx.reinterpret("float32", (tirx.Cast("int32", n) + 127) << 23)
+    return (poly * r * r + r + _const(x, 1.0)) * power
+
+
 def _sigmoid(x):
-    return _const(x, 1.0) / (_const(x, 1.0) + tirx.exp(-x))
+    return _const(x, 1.0) / (_const(x, 1.0) + _exp(-x))
 
 
 def _erf(x):
@@ -94,7 +109,7 @@ def _erf(x):
     poly = _const(x, 1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         poly = poly * t + _const(x, c)
-    return sign * (_const(x, 1.0) - poly * t * tirx.exp(-a * a))
+    return sign * (_const(x, 1.0) - poly * t * _exp(-a * a))
 
 
 #: operator -> function of its operands' expressions and its OpCall
@@ -115,7 +130,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "sigmoid": lambda c, a: _sigmoid(a),
     "silu": lambda c, a: a * _sigmoid(a),
     "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
-    "exp": lambda c, a: tirx.exp(a),
+    "exp": lambda c, a: _exp(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "hardswish": lambda c, a: a * _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "gelu": lambda c, a: a * _const(a, 0.5) * (_const(a, 1.0) + _erf(a * _const(a, 0.7071067811865476))),
@@ -359,11 +374,12 @@ def _pool2d(call: OpCall, values, workload: Workload):
 
 
 def _global_pool(call: OpCall, values, workload: Workload):
-    """Mean over height and width: [N, H, W, C] -> [N, 1, 1, C]."""
+    """Mean over height and width: [N, H, W, C] -> [N, 1, 1, C], or [N, C] without ``keep``."""
     expr, (n, h, w, channels) = values[call.args[0]]
     ry, rx = te.reduce_axis((0, h), "ry"), te.reduce_axis((0, w), "rx")
-    acc = te.compute((n, 1, 1, channels), lambda b, y, x, c: te.sum(expr(b, ry, rx, c), axis=[ry, rx]), name="C")
-    return (lambda *i: acc(*i) * _const(acc, 1.0 / (h * w))), (n, 1, 1, channels)
+    shape = (n, 1, 1, channels) if call["keep"] else (n, channels)
+    acc = te.compute(shape, lambda *i: te.sum(expr(i[0], ry, rx, i[-1]), axis=[ry, rx]), name="C")
+    return (lambda *i: acc(*i) * _const(acc, 1.0 / (h * w))), shape
 
 
 ANCHOR_RULES = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -72,7 +73,7 @@ def build_artifact(
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
         calls = _calls(network, emitted, layout)
-        _link(functions, calls, network, profile, folder)
+        _link(functions, _program(network, calls, layout), profile, folder)
         _write_weights(network, layout, profile, folder)
         manifest = _manifest(network, emitted, layout, chosen, profile, record or {})
         manifest["files"] = {
@@ -125,7 +126,13 @@ def _calls(network: Network, emitted: list[Emitted], layout: _Layout) -> list[Ke
     return result
 
 
-def _link(functions, calls, network: Network, profile: TargetProfile, folder: Path) -> None:
+def _program(network: Network, calls: list[KernelCall], layout: _Layout) -> str:
+    elements = {name: math.prod(network.traced.shape(name)) for name in (*network.inputs, *network.output_nodes)}
+    return program(calls, [elements[n] for n in network.inputs], [elements[n] for n in network.output_nodes],
+                   layout.size, network.memory().workspace_bytes)
+
+
+def _link(functions: dict, program_text: str, profile: TargetProfile, folder: Path) -> None:
     """Kernels as an object file, the program as C, both into ``network.so``."""
     from tvm_ffi import libinfo
 
@@ -140,7 +147,7 @@ def _link(functions, calls, network: Network, profile: TargetProfile, folder: Pa
     with tempfile.TemporaryDirectory() as scratch:
         objects, source = Path(scratch, "kernels.o"), Path(scratch, "program.c")
         module.write_to_file(str(objects))
-        source.write_text(program(calls, len(network.inputs), len(network.outputs)))
+        source.write_text(program_text)
         includes = [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
         command = [compiler, "-O2", "-shared", "-fPIC", *includes, "-x", "c", str(source), "-x", "none", str(objects),
                    "-o", str(folder / "network.so")]

@@ -9,6 +9,9 @@ Exported, with addresses passed as integers:
     run(inputs..., outputs..., weights, workspace)
     bench(inputs..., outputs..., weights, workspace, runs, samples)      nanoseconds of each run  -> int64 samples[runs]
     profile(inputs..., outputs..., weights, workspace, runs, samples)    nanoseconds of each call -> int64 samples[runs][calls]
+
+``hwprune_facts`` (int64: format, inputs, outputs, weight bytes, workspace bytes, then the elements of each input and
+output) lets a runner without a JSON parser load the library.
 """
 
 from __future__ import annotations
@@ -35,8 +38,14 @@ class KernelCall:
     arguments: tuple[Argument, ...]
 
 
-def program(calls: Sequence[KernelCall], inputs: int, outputs: int) -> str:
-    """C source of the program over ``calls``."""
+#: First entry of ``hwprune_facts``: what the native runner checks before it reads on.
+FACTS_FORMAT = 1
+
+
+def program(
+    calls: Sequence[KernelCall], inputs: Sequence[int], outputs: Sequence[int], weights_bytes: int, workspace_bytes: int
+) -> str:
+    """C source of the program over ``calls``; ``inputs`` and ``outputs`` are the elements of each."""
     symbols = list(dict.fromkeys(call.symbol for call in calls))
     shapes: list[int] = []
     arguments, steps = [], []
@@ -51,8 +60,9 @@ def program(calls: Sequence[KernelCall], inputs: int, outputs: int) -> str:
         shapes=", ".join(map(str, shapes)),
         arguments=",\n  ".join(arguments),
         steps=",\n  ".join(steps),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=len(inputs),
+        outputs=len(outputs),
+        facts=", ".join(map(str, [FACTS_FORMAT, len(inputs), len(outputs), weights_bytes, workspace_bytes, *inputs, *outputs])),
         most=max(len(c.arguments) for c in calls),
     )
 
@@ -78,6 +88,7 @@ static const argument_t ARGUMENTS[] = {{
 static const step_t STEPS[] = {{
   {steps}
 }};
+TVM_FFI_DLL_EXPORT const int64_t hwprune_facts[] = {{{facts}}};
 enum {{ COUNT = sizeof(STEPS) / sizeof(STEPS[0]) }};
 
 static int64_t now_ns(void) {{

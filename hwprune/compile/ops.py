@@ -195,7 +195,7 @@ def _pool(e: Emitter, node, kind, kernel, stride, padding, *, dilation=(1, 1), b
     _, _, h, w = e.shapes(node.args[0].name)
     _, _, oh, ow = e.shapes(node.name)
     if kind == "avg" and kernel == (h, w) and (oh, ow, py, px) == (1, 1, 0, 0) and e.layout(node.args[0]) == "nhwc":
-        return e.op("global_pool", e.value(node.args[0]))
+        return e.op("global_pool", e.value(node.args[0]), keep=True)
     # ceil_mode may let the last window reach past the border
     reach = [(o - 1) * s + d * (k - 1) + 1 - p - size
              for o, s, d, k, p, size in zip((oh, ow), stride, dilation, kernel, (py, px), (h, w))]
@@ -208,7 +208,7 @@ def _adaptive_avg_pool(e: Emitter, node: fx.Node):
     _, _, h, w = e.shapes(node.args[0].name)
     oh, ow = e.shapes(node.name)[2:]
     if (oh, ow) == (1, 1):
-        return e.op("global_pool", e.value(node.args[0]))
+        return e.op("global_pool", e.value(node.args[0]), keep=True)
     if h % oh or w % ow:
         raise refuse(node, f"from {h}x{w} to {oh}x{ow}, which does not divide")
     kernel = (h // oh, w // ow)
@@ -220,7 +220,7 @@ def _mean(e: Emitter, node: fx.Node):
     dims = sorted(d % rank for d in (argument(node, 1, "dim") or range(rank)))
     if rank != 4 or dims != [2, 3]:
         raise refuse(node, f"over axes {dims} of {rank}")
-    return e.op("global_pool", e.value(node.args[0]))
+    return e.op("global_pool", e.value(node.args[0]), keep=len(e.shapes(node.name)) == 4)
 
 
 # --- element-wise -----------------------------------------------------------------------------------------------

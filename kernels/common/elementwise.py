@@ -33,7 +33,8 @@ def _tiles(workload: Workload, profile: TargetProfile) -> list[tuple[int, int]]:
     anchor = workload.anchor
     if anchor is None:
         return [(1, 1)]
-    width, vectors = workload.output.shape[-2], max(1, workload.output.shape[-1] // profile.lanes)
+    width = workload.output.shape[-2] if len(workload.output.shape) == 4 else 1
+    vectors = max(1, workload.output.shape[-1] // profile.lanes)
     budget = profile.core.vector_registers // 2
     found = [(wt, cov) for wt in divisors(width) for cov in divisors(vectors) if wt * cov <= budget and cov <= 4]
     aim = profile.core.fma_latency_cycles * profile.core.fma_per_cycle
@@ -76,7 +77,7 @@ def _reduce(sch, out, acc, padded, outer, channel, profile, config) -> tirx.Prim
     sch.compute_at(acc, tile_at, preserve_unit_loops=True)
     sch.set_scope(acc, 0, "local")
     loops = sch.get_loops(acc)
-    spatial, reduction = loops[-6:-2], loops[-2:]
+    spatial, reduction = loops[-2 - len(outer) - 1 : -2], loops[-2:]
     _, vector = sch.split(spatial[-1], [None, lanes])
     wide = sch.get_loops(acc)[-4]  # vectors of the tile
     sch.reorder(*reduction, *spatial[:-1], wide, vector)
