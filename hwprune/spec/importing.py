@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Iterable, Iterator
@@ -21,10 +21,10 @@ from typing import Any, Callable, Iterable, Iterator
 from hwprune.errors import HwpruneError, UsageError
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """`` (nearest: a, b)``, or an empty text when nothing known is near."""
-    found = difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=0.5)
-    return f" (nearest: {', '.join(found)})" if found else ""
+def nearest(name: str, known: Iterable[str], suffix: str = "") -> str:
+    """`` (nearest: a, b)``, each with ``suffix``; an empty text when nothing known is near."""
+    found = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(match + suffix for match in found)})" if found else ""
 
 
 def call_user(spec: str, what: str, error: type[UsageError]) -> Any:
@@ -41,8 +41,9 @@ def call_user(spec: str, what: str, error: type[UsageError]) -> Any:
         raise error(f"{spec!r} names no {what}; write `package.module:function` or `path/file.py:function`")
     is_file = place.endswith(".py")
     folder = Path(place).resolve().parent if is_file else Path.cwd()
-    # The user's siblings must be importable while the function runs as well: many factories import late.
-    with _on_path(folder):
+    # The user's siblings must be importable while the function runs as well: many factories import late. What the
+    # user's code prints goes to stderr: stdout may carry our JSON.
+    with _on_path(folder), redirect_stdout(sys.stderr):
         with _explained(f"{what} {spec!r} cannot be imported", place, error):
             module = _import_file(Path(place), error) if is_file else _import_module(place, error)
         function = _attribute(module, place, name, what, error)
@@ -93,8 +94,8 @@ def _is_machinery(filename: str) -> bool:
 
 def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
     if not path.is_file():
-        there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise error(f"no file {path}{nearest(path.name, there)}; the path is relative to {Path.cwd()}")
+        there = [p.stem for p in path.parent.glob("*.py")]
+        raise error(f"no file {path}{nearest(path.stem, there, suffix='.py')}; the path is relative to {Path.cwd()}")
     # A name of its own, so that a user's `model.py` never shadows, or is shadowed by, another `model`.
     name = f"hwprune_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, path.resolve())

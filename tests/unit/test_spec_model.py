@@ -96,6 +96,13 @@ def test_factory_that_is_not_callable_or_needs_arguments(user_file):
     assert "needs the arguments width;" in refusal(f"{user_file}:needs")
 
 
+def test_what_the_users_code_prints_stays_out_of_stdout(tmp_path, capsys):
+    (tmp_path / "loud.py").write_text("from torch import nn\nprint('hello')\ndef net():\n    print('again')\n    return nn.ReLU()\n")
+    load_model(f"{tmp_path / 'loud.py'}:net")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == "hello\nagain\n"
+
+
 def test_exception_in_the_factory_names_the_users_line(user_file):
     line = 1 + user_file.read_text().split("1 / 0")[0].count("\n")
     assert f"{user_file}:{line}: ZeroDivisionError: division by zero" in refusal(f"{user_file}:broken")
