@@ -113,7 +113,8 @@ def search(
     with clock.step("importance", f"importance ({criterion.name})"):
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
     with clock.step("search"), Costing(profile, store, progress) as cost:
-        outcome = Search(NetworkView(network, graph), scores, cost.model, settings, cost if cost.measurable else None, progress).run()
+        learner = cost if cost.measurable else None
+        outcome = Search(NetworkView(network, graph), scores, cost.model, settings, learner, cost.prior, progress).run()
     plan = _plan(graph, scores, outcome, target, model_spec, example_input, criterion.name, strategy)
     with clock.step("prune", "pruning and proof"):
         pruned, rewrites = prune(model, graph, {c.group: c.kept for c in plan.choices})
@@ -209,7 +210,7 @@ def measure(
     full = {g.id: g.width for g in graph.groups}
     with Costing(profile, store, progress) as cost:
         cost.measure(view.workloads({}), "tune")
-        widths = candidate_widths(view, full, cost.model)
+        widths = candidate_widths(view, full, cost.prior)
         narrowed = [{g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES]
         kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
         known = sum(cost.model.is_measured(w) for w in kernels.values())

@@ -26,21 +26,21 @@ class Costing:
     Measurements answer where this machine can run the target's code, the analytic model elsewhere. Close it (or use
     ``with``) to end the measuring process.
 
-    model : the cost model. measurable : whether ``measure`` can make it know more.
+    prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
     """
 
     def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT):
         """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
         self.profile, self.measurable = profile, profile.runs_here()
-        analytic = AnalyticModel(profile)
-        self.model: CostModel = analytic
+        self.prior = AnalyticModel(profile)
+        self.model: CostModel = self.prior
         if self.measurable:
             from hwprune.measure.measurer import Measurer
             from hwprune.measure.store import Store
 
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress)
-            self.model = TableModel(lambda: self.store.all_best(self.measurer.context), analytic)
+            self.model = TableModel(lambda: self.store.all_best(self.measurer.context), self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""

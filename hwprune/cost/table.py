@@ -84,7 +84,8 @@ class TableModel:
         fresh = {w.key: w for w in workloads if w.key not in self._measured and w.key not in self._fallback}
         if fresh and self._analytic is None:
             raise NoLatency(f"no measurement of workload {next(iter(fresh))}; measure it with `hwprune measure`")
-        self._estimate(list(fresh.values()))
+        if fresh:
+            self._estimate(list(fresh.values()))
         return [self._measured.get(w.key) or self._fallback[w.key] for w in workloads]
 
     def _isolated_us(self, workloads: Sequence[Workload]) -> np.ndarray:

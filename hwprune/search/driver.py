@@ -111,6 +111,7 @@ class Search:
 
     scores : importance by group id, float64 [width].
     learn : makes ``model`` know more by measuring; None where the target cannot be measured here.
+    prior : what the candidate widths are chosen by, before anything is measured; ``model`` by default.
     """
 
     view: NetworkView
@@ -118,6 +119,7 @@ class Search:
     model: CostModel
     settings: Settings
     learn: Learner | None = None
+    prior: CostModel | None = None
     progress: Progress = SILENT
     _asked: set[tuple[str, str]] = field(default_factory=set)
     _rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -194,7 +196,7 @@ class Search:
         full = {g: len(s) for g, s in self.scores.items()}
         self.groups, most = tuple(full), self.settings.candidates
         while True:
-            found = candidate_widths(self.view, full, self.model, most=most, min_share=self.settings.min_share)
+            found = candidate_widths(self.view, full, self.prior or self.model, most=most, min_share=self.settings.min_share)
             self.widths = tuple(found[g] for g in self.groups)
             self._grids: list[CallGrid] = grids(self.view, self.groups, self.widths)
             products = Problem(self.groups, self.widths, (), self._limits({}, False)).products

@@ -1,8 +1,8 @@
 """Candidate widths: the knees of latency over width.
 
 Latency over a group's width is a staircase. A width is dominated if a wider one is no slower; what remains are the right
-edges of the stairs. Where they are more than the search can take, latency is cut into equal slices and of each the edge
-before the highest step is kept: the width that would lose most by being narrowed less.
+edges of the stairs. Where they are more than the search can take, the edge that is missed least is dropped, one by one
+(as Visvalingam and Whyatt, 1993, thin a line: by the area that goes with a point).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def candidate_widths(
     Parameters
     ----------
     widths : full width by group.
+    model : a smooth one, such as the analytic: its stairs are those of vectors and tiles. The scatter of measurements would
+        make stairs of its own, other ones with every search.
     most : candidates a group, at least 2.
     min_share : the narrowest candidate keeps at least this share of the units, and always one.
     """
@@ -37,19 +39,15 @@ def candidate_widths(
 
 def knees(widths: np.ndarray, latency_us: np.ndarray, most: int) -> np.ndarray:
     """The at most ``most`` of ``widths`` [n, ascending] worth considering, given the latency [n] at each."""
-    kept = not_dominated(latency_us)
-    widths, latency_us = widths[kept], latency_us[kept]
-    if len(widths) <= most:
-        return widths
-    steps = np.append(np.diff(latency_us), np.inf)  # the dense width stays
-    inner = np.linspace(latency_us[0], latency_us[-1], most - 1)[1:]
-    slices = np.searchsorted(inner, latency_us[1:-1])
-    chosen = {0, len(widths) - 1}
-    for number in range(most - 2):
-        members = np.flatnonzero(slices == number) + 1
-        if members.size:
-            chosen.add(int(members[np.argmax(steps[members])]))
-    return widths[sorted(chosen)]
+    edges = not_dominated(latency_us)
+    widths, latency_us = widths[edges], latency_us[edges]
+    kept = np.arange(len(widths))
+    while len(kept) > max(most, 2):
+        w, t = widths[kept], latency_us[kept]
+        # Without an edge its users fall to the one below (units lost), or pay for the one above (time lost).
+        loss = (w[1:-1] - w[:-2]) * (t[2:] - t[1:-1])
+        kept = np.delete(kept, 1 + np.argmin(loss))
+    return widths[kept]
 
 
 def not_dominated(latency_us: np.ndarray) -> np.ndarray:

@@ -1,0 +1,103 @@
+"""A chain of convolutions as the search sees it, and a device that measures it by a formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+from test_cost_analytic import conv, make_profile
+
+from hwprune.compile.memory import Step, place
+from hwprune.cost.analytic import AnalyticModel
+from hwprune.cost.base import Estimate
+from hwprune.cost.table import TableModel
+from hwprune.workload import TensorSpec, Workload
+
+SIDE = 16
+
+
+class Graph:
+    """Layers 0..n-1 with one group each; ``joined`` lists layers that also read an earlier layer's output beside their own
+    input (a concatenation)."""
+
+    def __init__(self, widths: dict[str, int]):
+        self.groups = tuple(SimpleNamespace(id=g, width=w) for g, w in widths.items())
+        self.full = dict(widths)
+        self.traced = SimpleNamespace(shape=lambda node: (1, 3 if node == "input" else self.full[node], SIDE, SIDE))
+
+    def shapes(self, widths):
+        kept = {**self.full, **widths}
+        return lambda node: (1, 3 if node == "input" else kept[node], SIDE, SIDE)
+
+    def terms(self, node, dim):
+        return (0, ((node, 1),)) if dim == 1 and node in self.full else (self.traced.shape(node)[dim], ())
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    reads: tuple[str, ...]  # its inputs, then itself
+    bindings: tuple[str, ...] = field(default=())
+
+    def workload(self, shapes) -> Workload:
+        *inputs, own = self.reads
+        return conv(sum(shapes(i)[1] for i in inputs), shapes(own)[1], SIDE)
+
+
+class Network:
+    """``reads``: layer -> the layers whose outputs it reads side by side."""
+
+    inputs, outputs = ("input",), ()
+
+    def __init__(self, reads: dict[str, tuple[str, ...]], graph: Graph):
+        self.graph = graph
+        self.calls = tuple(Call(name, (*inputs, name), inputs) for name, inputs in reads.items())
+
+    def workloads(self, shapes=None):
+        return [c.workload(shapes or self.graph.shapes({})) for c in self.calls]
+
+    def emitted(self, shapes=None):
+        return self.calls
+
+    def weight_bytes(self, shapes):
+        return sum(w.weight_bytes for w in self.workloads(shapes))
+
+    def memory(self, shapes):
+        steps = [Step(c.name, c.workload(shapes).output.size_bytes, c.bindings) for c in self.calls]
+        return place(steps, {"input": TensorSpec((1, 3, SIDE, SIDE)).size_bytes}, ())
+
+
+def chain(*widths: int, concat: bool = False) -> tuple[Graph, Network, dict[str, np.ndarray]]:
+    """A chain of layers of these widths; with ``concat`` the last reads all others. Scores are random, but the same."""
+    names = [f"layer{i}" for i in range(len(widths))]
+    graph = Graph(dict(zip(names, widths)))
+    reads = {n: (names[i - 1] if i else "input",) for i, n in enumerate(names)}
+    if concat:
+        reads[names[-1]] = tuple(names[:-1])
+    rng = np.random.default_rng(0)
+    return graph, Network(reads, graph), {n: rng.exponential(size=w) for n, w in zip(names, widths)}
+
+
+class Device:
+    """Measures kernels: half again as slow as the analytic model says, and by a twist that it does not know."""
+
+    def __init__(self):
+        self.analytic = AnalyticModel(make_profile())
+        self.measured: dict[str, SimpleNamespace] = {}
+        self.efforts: list[str] = []
+        self.model = TableModel(lambda: list(self.measured.values()), self.analytic, overheads_us=(0.1, 2.0))
+
+    def latency_us(self, workload: Workload) -> float:
+        twist = 1.0 + 0.2 * np.sin(workload.output.shape[-1] + workload.inputs[1].shape[3])
+        return 1.5 * twist * (self.analytic.predict([workload])[0].latency_us + 1.0)
+
+    def measure(self, workloads, effort="quick"):
+        self.efforts.append(effort)
+        for w in workloads:
+            value = self.latency_us(w)
+            self.measured[w.key] = SimpleNamespace(workload=w, latency=Estimate(value, value, value, "measured"))
+        self.model.refresh()
+
+    def calibrate(self, network):
+        self.calibrated = True

@@ -1,0 +1,104 @@
+"""The table answers what was measured, calibrates the rest by its family, and refuses without a model."""
+
+import time
+from dataclasses import dataclass
+
+import pytest
+from test_cost_analytic import conv, make_profile
+
+from hwprune.cost.analytic import AnalyticModel
+from hwprune.cost.base import Estimate, network_estimate
+from hwprune.cost.table import TableModel, family
+from hwprune.errors import NoLatency
+from hwprune.workload import Workload
+
+
+@dataclass
+class Measurement:
+    workload: Workload
+    latency: Estimate
+
+
+def measured(workload: Workload, latency_us: float) -> Measurement:
+    return Measurement(workload, Estimate(latency_us, 0.98 * latency_us, 1.05 * latency_us, "measured"))
+
+
+def isolated(workload: Workload) -> float:
+    """The analytic answer with the kernel's start (1 us in the toy profile), which a measurement includes."""
+    return AnalyticModel(make_profile()).predict([workload])[0].latency_us + 1.0
+
+
+def table(*measurements: Measurement) -> TableModel:
+    return TableModel(lambda: measurements, AnalyticModel(make_profile()))
+
+
+def test_measured_is_answered_as_measured():
+    w = conv(16, 16)
+    assert table(measured(w, 50.0)).predict([w]) == [Estimate(50.0, 49.0, 52.5, "measured")]
+
+
+def test_without_measurements_the_analytic_model_answers():
+    w = conv(16, 16)
+    (estimate,) = table().predict([w])
+    assert estimate.latency_us == pytest.approx(isolated(w)) and estimate.provenance == "analytic"
+
+
+def test_other_widths_of_a_measured_family_are_calibrated_and_say_analytic():
+    near, far = conv(16, 24), conv(64, 64)
+    model = table(measured(conv(16, 16), 1.5 * isolated(conv(16, 16))))
+    for workload, estimate in zip((near, far), model.predict([near, far])):
+        assert estimate.latency_us == pytest.approx(1.5 * isolated(workload))
+        assert estimate.provenance == "analytic"
+    widths = [e.high_us / e.latency_us for e in model.predict([near, far])]
+    assert widths[0] < widths[1] <= 2.0  # the interval widens with the distance to what was measured
+
+
+def test_between_two_measurements_the_factor_is_between_theirs():
+    small, middle, large = conv(16, 16), conv(32, 32), conv(64, 64)
+    model = table(measured(small, 1.2 * isolated(small)), measured(large, 1.8 * isolated(large)))
+    factor = model.predict([middle])[0].latency_us / isolated(middle)
+    assert factor == pytest.approx((1.2 * 1.8) ** 0.5, rel=0.01)  # equally far from both, in the logarithm
+
+
+def test_another_family_takes_the_median_factor_of_its_anchor():
+    w = conv(16, 16, side=32)
+    model = table(measured(conv(16, 16), 1.4 * isolated(conv(16, 16))))
+    assert family(w) != family(conv(16, 16))
+    assert model.predict([w])[0].latency_us == pytest.approx(1.4 * isolated(w))
+
+
+def test_refresh_learns_what_was_measured_since():
+    known: list[Measurement] = []
+    model, w = TableModel(lambda: known, AnalyticModel(make_profile())), conv(16, 16)
+    assert model.predict([w])[0].provenance == "analytic" and not model.is_measured(w)
+    known.append(measured(w, 77.0))
+    model.refresh()
+    assert model.predict([w])[0].latency_us == 77.0 and model.is_measured(w)
+
+
+def test_no_model_for_what_was_not_measured_raises():
+    model = TableModel(lambda: [measured(conv(16, 16), 50.0)], None)
+    assert model.predict([conv(16, 16)])[0].latency_us == 50.0
+    with pytest.raises(NoLatency, match="hwprune measure"):
+        model.predict([conv(16, 32)])
+
+
+def test_network_is_the_sum_and_as_trustworthy_as_its_weakest_term():
+    known, unknown = conv(16, 16), conv(16, 32)
+    model = table(measured(known, 50.0))
+    model.overheads_us = (0.5, 3.0)
+    assert network_estimate(model, [known, known]) == Estimate(104.0, 102.0, 109.0, "measured")
+    assert network_estimate(model, [known, unknown]).provenance == "analytic"
+
+
+def test_a_thousand_predictions_take_under_20_ms():
+    model = table(*(measured(conv(i, i), 2 * isolated(conv(i, i))) for i in range(8, 64, 8)))
+    workloads = [conv(1 + i % 60, 1 + i % 50) for i in range(1000)]
+    seconds = []
+    for _ in range(5):
+        model.refresh()
+        [w.key for w in workloads]
+        started = time.perf_counter()
+        model.predict(workloads)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.02
