@@ -91,7 +91,7 @@ def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:
     inputs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     if [x.shape for x in inputs] != [x.shape for x in examples]:
         shapes = [tuple(x.shape) for x in inputs], [tuple(x.shape) for x in examples]
-        raise UsageError(f"inputs must have the shapes that the network was traced with: {shapes[1]}, but got {shapes[0]}")
+        raise UsageError(f"inputs must have the shapes that the network was traced with, {shapes[1]}, not {shapes[0]}")
     return [x.double() if x.is_floating_point() else x for x in inputs]
 
 
@@ -109,7 +109,7 @@ def _tensors(result: Any) -> list[torch.Tensor]:
 
 
 def _dense_outputs(dense, graph: ChannelGraph, kept, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    own = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers(remove_duplicate=False))}
+    own = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     zeros = _removed(graph, kept)
     exported = graph.traced.exported
     rest = iter(inputs)
@@ -122,8 +122,7 @@ def _dense_outputs(dense, graph: ChannelGraph, kept, inputs: Sequence[torch.Tens
             values.append(next(rest) if isinstance(node.meta.get("val"), torch.Tensor) else node.meta.get("val"))
             continue
         tensor = (own[fqn] if fqn in own else exported.constants[fqn]).detach().cpu()
-        tensor = tensor.double() if tensor.is_floating_point() else tensor.clone()
-        tensor = tensor.clone()
+        tensor = tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for dim, positions in zeros.get(fqn, {}).items():
             tensor.index_fill_(dim, torch.from_numpy(positions), 0)
         values.append(tensor)

@@ -82,7 +82,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def _check_fits(module: nn.Module, graph: ChannelGraph) -> None:
     """The graph's parameters exist in the module with their shapes."""
-    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     dense = graph.shapes({})
     state = graph.traced.exported.state_dict
     for node_name, fqn in graph.traced.targets.items():
@@ -229,8 +229,10 @@ def _failure(pruned: nn.Module, graph: ChannelGraph) -> str | None:
             result = pruned(*example)
     except Exception as err:
         frames = [f for f in traceback.extract_tb(err.__traceback__) if "/torch/" not in f.filename]
-        place = f"{frames[-1].filename}:{frames[-1].lineno} `{(frames[-1].line or '').strip()}`" if frames else "forward"
-        return f"{place}: {(str(err).splitlines() or [type(err).__name__])[0]}"
+        why = (str(err).splitlines() or [type(err).__name__])[0]
+        if not frames:
+            return f"forward: {why}"
+        return f"{frames[-1].filename}:{frames[-1].lineno} `{(frames[-1].line or '').strip()}`: {why}"
     got = [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
     return None if got == expected else f"outputs of shape {got} instead of {expected}"
 
@@ -241,9 +243,11 @@ def _outputs(graph: ChannelGraph) -> list[fx.Node]:
 
 
 def _pruned_graph(module, graph, kept, positions) -> nn.Module:
-    pruned = resized_graph(module, graph, kept)
-    slice_tensors(pruned, {fqn: by_dim for fqn, by_dim in positions.items()})
-    failure = _failure(pruned, graph)
-    if failure is not None:
-        raise PlanError(f"the pruned graph does not run ({failure}); freeze the groups that reach this place")
-    return pruned
+    """The exported graph with smaller tensors, with a free batch if that can be."""
+    for free_batch in (True, False):
+        pruned = resized_graph(module, graph, kept, free_batch)
+        slice_tensors(pruned, positions)
+        failure = _failure(pruned, graph)
+        if failure is None:
+            return pruned
+    raise PlanError(f"the pruned graph does not run ({failure}); freeze the groups that reach this place")

@@ -40,7 +40,7 @@ class Group:
     id : fqn of the first producing module, with a suffix "#2" where that is not unique.
     width : number of units.
     params, values : the slices through parameters and buffers, and through values of the graph.
-    producers : (parameter, dim) whose slices make the channel: a convolution's output, its bias, a normalization's scale.
+    producers : (parameter, dim) whose slices make the channel: a convolution's output, its bias, a norm's scale.
     consumers : (parameter, dim) whose slices read it: removing a unit means taking them as zero.
     """
 
@@ -211,7 +211,7 @@ class ChannelGraph:
             if units.size == 0:
                 raise PlanError(f"group {group_id!r} would keep no unit; at least one of its {width} must stay")
             if units.min() < 0 or units.max() >= width or len(np.unique(units)) != len(units):
-                raise PlanError(f"group {group_id!r} has units 0..{width - 1}, each at most once, but got {units.tolist()}")
+                raise PlanError(f"group {group_id!r} has units 0..{width - 1}, each at most once, not {units.tolist()}")
 
     def text(self) -> str:
         """Groups and frozen axes as text that diffs well."""

@@ -24,7 +24,8 @@ def describe(graph: ChannelGraph) -> str:
 def _slices(group: Group) -> list[str]:
     lines = []
     for s in group.params:
-        role = "makes" if (s.name, s.dim) in group.producers else "reads" if (s.name, s.dim) in group.consumers else "keeps"
+        axis = (s.name, s.dim)
+        role = "makes" if axis in group.producers else "reads" if axis in group.consumers else "keeps"
         lines.append(f"  {role} {s.name}[{s.dim}] {_ranges(s.index)}")
     return lines
 

@@ -160,7 +160,7 @@ def _unique(names: list[str]) -> list[str]:
 
 def _build(traced, axes, params, terms, ids, reads) -> tuple[Group, ...]:
     names = _unique(ids)
-    slices: dict[str, dict[str, list]] = {name: {"params": [], "values": [], "makes": [], "reads": []} for name in names}
+    slices: dict[str, dict[str, list]] = {n: {"params": [], "values": [], "makes": [], "reads": []} for n in names}
     index: dict[tuple[int, str], np.ndarray] = {}
     trainable = set(traced.exported.graph_signature.inputs_to_parameters)
     values = [axis for axis in axes if axis.param is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from typing import Any, Callable, Mapping, Sequence
 
@@ -18,15 +19,15 @@ from hwprune.graph.trace import evaluating, quiet
 Kept = Mapping[str, Sequence[int]]
 
 
-def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept) -> fx.GraphModule:
+def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept, free_batch: bool) -> fx.GraphModule:
     """A graph with copies of the tensors of ``module`` and every literal size rewritten; tensors are not sliced yet.
 
-    An exported module keeps its own graph. Any other one is exported with a free batch size where torch.export can do
-    that, and its batch normalization and dropout follow ``train()`` and ``eval()`` as in the module.
+    An exported module keeps its own graph. The one of any other module has a free batch size if that is wanted and
+    torch.export can do it, and its batch normalization and dropout follow ``train()`` and ``eval()``.
     """
     own = isinstance(module, fx.GraphModule)
     with quiet():
-        root, names = _graph_like(copy.deepcopy(module) if own else _free_batch(graph), graph)
+        root, names = _graph_like(_start(module, graph, free_batch), graph)
     _adopt(root, module)
     sizes = _Sizes(graph, kept, names)
     for node in list(root.graph.nodes):
@@ -41,11 +42,18 @@ def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept) -> fx.Grap
     return root
 
 
+def _start(module: nn.Module, graph: ChannelGraph, free_batch: bool) -> fx.GraphModule | None:
+    if isinstance(module, fx.GraphModule):
+        return copy.deepcopy(module)
+    return _free_batch(graph) if free_batch else None
+
+
 def _free_batch(graph: ChannelGraph) -> fx.GraphModule | None:
     """The network exported again with a free batch; None where it has none."""
     traced = graph.traced
+    # a batch of 1 would be taken for fixed
     pairs = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 else x for x in traced.example_inputs)
-    free = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in pairs)  # a batch of 1 would be taken for fixed
+    free = tuple({0: torch.export.Dim.AUTO} if x.dim() else None for x in pairs)
     try:
         with evaluating(traced.module), torch.no_grad():
             return torch.export.export(traced.module, pairs, dynamic_shapes=free).module(check_guards=False)
@@ -74,7 +82,8 @@ def _graph_like(module: fx.GraphModule | None, graph: ChannelGraph) -> tuple[fx.
         raise PlanError("torch.export gives this network another graph each time; its graph cannot be rewritten")
     names = {node: twin.name for node, twin in zip(found, operators)}
     placeholders = {fqn: name for name, fqn in graph.traced.targets.items()}
-    inputs = iter(n.name for n in graph.traced.graph.nodes if n.op == "placeholder" and n.name not in graph.traced.targets)
+    given = [n.name for n in graph.traced.graph.nodes if n.op == "placeholder"]
+    inputs = iter(name for name in given if name not in graph.traced.targets)
     for node in candidate.graph.nodes:
         if node.op == "get_attr" and node.target in placeholders:
             names[node] = placeholders[node.target]
@@ -156,15 +165,21 @@ class _Sizes:
 
 
 def _view(node: fx.Node, sizes: _Sizes) -> None:
-    """Literal sizes that shrink; others (a free batch, -1) stay as they are."""
+    """Sizes that shrink; others (a free batch, -1) stay as they are."""
     old, new = sizes.old(sizes.name(node)), sizes.new(sizes.name(node))
     given = list(node.args[1])
     lead = len(old) - len(given)
-    node.args = (
-        node.args[0],
-        [new[lead + i] if isinstance(g, int) and g != -1 and new[lead + i] != old[lead + i] else g
-         for i, g in enumerate(given)],
-    )  # fmt: skip
+    node.args = (node.args[0], [_size(node, g, old[lead + i], new[lead + i]) for i, g in enumerate(given)])
+
+
+def _size(node: fx.Node, given: Any, old: int, new: int) -> Any:
+    if old == new or given == -1:
+        return given
+    if not isinstance(given, fx.Node):
+        return new
+    graph = node.graph  # a free batch times something that shrinks (heads): it shrinks in proportion
+    with graph.inserting_before(node):
+        return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (given, new)), old))
 
 
 def _unflatten(node: fx.Node, sizes: _Sizes) -> None:

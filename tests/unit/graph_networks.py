@@ -1,4 +1,4 @@
-"""Small networks, one for each thing that the graph analysis must understand. NETWORKS: name -> (factory, input shape)."""
+"""Small networks, one for each thing that the analysis must understand. NETWORKS: name -> (factory, input shape)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from hwprune.graph.atoms import Reason, Value
+from dataclasses import replace
+
+import numpy as np
+
+from hwprune.graph.atoms import Field, Reason, Value
 from hwprune.graph.rules import Call, aten, rule
 from hwprune.graph.rules.contraction import contract
 from hwprune.graph.rules.elementwise import Operand
@@ -21,23 +25,13 @@ def attention(call: Call) -> Value:
         names = [*lead, "i", "j"][rank - len(mask.shape) :]
         scores_of.append((mask, [n if size > 1 else None for n, size in zip(names, mask.shape)]))
     shape = (*q.shape[:-1], k.shape[-2])
-    scores = contract(_with_shape(call, shape), scores_of, [*lead, "i", "j"])
+    scores = contract(replace(call, shapes=(shape,)), scores_of, [*lead, "i", "j"])
     call.atoms.freeze_axes(scores, [rank - 1], call.cause(Reason.UNIFORMITY, "softmax runs over the axis"))
     return contract(call, [(scores, [*lead, "i", "j"]), (v, [*lead, "j", "e"])], [*lead, "i", "e"])
 
 
-def _with_shape(call: Call, shape: tuple[int, ...]) -> Call:
-    from dataclasses import replace
-
-    return replace(call, shapes=(shape,))
-
-
 def _repeated(call: Call, value: Value, times: int) -> Value:
     """Each key-value head serves ``times`` consecutive query heads."""
-    import numpy as np
-
-    from hwprune.graph.atoms import Field
-
     axis = len(value.shape) - 3
     fields = [
         Field(f.axes, np.repeat(f.ids, times, axis=f.axes.index(axis)) if axis in f.axes else f.ids)

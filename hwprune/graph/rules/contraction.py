@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Sequence
 
 from hwprune.graph.atoms import Field, Reason, Value
-from hwprune.graph.rules import Call, aten, rule
+from hwprune.graph.rules import Call, aten, rule, unknown
 from hwprune.graph.rules.elementwise import Letter, Operand, align, fields_of
 
 
@@ -46,12 +46,10 @@ def matmul(call: Call) -> Value:
 
 @rule(aten.einsum.default)
 def einsum(call: Call) -> Value:
-    left, _, out = call["equation"].replace(" ", "").partition("->")
+    left, arrow, out = call["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
-    if "." in left or not _:
-        from hwprune.graph.rules import unknown
-
-        return unknown(call)
+    if "." in left or not arrow or any(len(set(term)) < len(term) for term in terms):
+        return unknown(call)  # an ellipsis, an implied result, or a diagonal
     operands = [
         (value, [x if size > 1 else None for x, size in zip(term, value.shape)])
         for value, term in zip(call["tensors"], terms)

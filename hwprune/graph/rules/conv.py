@@ -62,7 +62,9 @@ def _read(call: Call, x: Value, source: np.ndarray | None, reads: np.ndarray | N
         call.atoms.read(reads)
 
 
-def _depthwise(call, x, source, makes, weight, out_dim, groups) -> np.ndarray | None:
+def _depthwise(
+    call: Call, x: Value, source: np.ndarray | None, makes: np.ndarray | None, weight: Value, out_dim: int, groups: int
+) -> np.ndarray | None:
     """One group a channel: output channels k*m .. k*m+m-1 follow input channel k (m: the channel multiplier)."""
     atoms = call.atoms
     multiplier = call.shape[len(x.shape) - (len(weight.shape) - 2) - 1] // groups

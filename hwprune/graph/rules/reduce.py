@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hwprune.graph.atoms import Field, Reason, Value
 from hwprune.graph.rules import Call, overloads, rule
+from hwprune.graph.rules.elementwise import pointwise
 
 _REDUCTIONS = (
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "argmax", "argmin", "any", "all", "norm",
@@ -19,8 +20,6 @@ def reduction(call: Call) -> Value | tuple[Value, ...]:
     ``max`` and ``min`` of two tensors are element-wise.
     """
     if "other" in call.operands:
-        from hwprune.graph.rules.elementwise import pointwise
-
         return pointwise(call)
     x = next(call.values())
     reduced = _dims(call, len(x.shape))
