@@ -206,17 +206,18 @@ def check_fits(model: nn.Module, data: DataSet) -> None:
         The model does not take these images, does not give one row of logits an image, or has too few outputs.
     """
     x, y = next(iter(data.test_batches(8)))
-    was_training = model.training
+    flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             out = model(x)
-    except (RuntimeError, ValueError, IndexError) as err:
+    except Exception as err:  # whatever the user's forward raises
         reason = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise DataError(f"the network does not take the {_x(x.shape[1:])} images of {data.name} ({reason}); "
                         f"give data of the network's input shape") from None
     finally:
-        model.train(was_training)
+        for module, flag in flags:
+            module.training = flag
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
         got = f"a tensor {_x(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise DataError(f"the network gives {got} for {len(x)} images of {data.name}; "

@@ -292,6 +292,7 @@ def test_augmentation_is_for_natural_images_and_only_when_asked():
     (nn.Conv2d(3, 4, 3), "the network does not take the 1x8x8 images of some"),
     (nn.Conv2d(1, 4, 3), "gives a tensor 8x4x6x6 for 8 images of some; it must give logits 8xclasses"),
     (nn.LSTM(8, 4), "the network"),
+    (nn.Bilinear(8, 8, 4), "the network does not take the 1x8x8 images of some (Bilinear.forward() missing 1"),
 ])
 def test_models_that_do_not_fit(model, says):
     with pytest.raises(DataError) as caught:
@@ -301,8 +302,9 @@ def test_models_that_do_not_fit(model, says):
 
 def test_a_model_with_more_outputs_than_labels_fits_and_keeps_its_mode():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)).train()
+    model[1].eval()
     check_fits(model, dataset())
-    assert model.training
+    assert [m.training for m in model.modules()] == [True, True, False]
 
 
 def test_labels_seen_only_in_training_count():
