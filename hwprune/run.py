@@ -14,7 +14,7 @@ from hwprune import record as recording
 from hwprune.costing import load_target
 from hwprune.errors import UsageError
 from hwprune.figures import result_rows
-from hwprune.fsio import write_json_atomic
+from hwprune.fsio import sha256_file, write_json_atomic
 from hwprune.graph import ChannelGraph, analyze, trace
 from hwprune.plan import PruningPlan
 from hwprune.progress import SILENT, Progress
@@ -166,6 +166,7 @@ class SearchResult:
         self.rows = self.table()
         self.record.update(status="finished", finished=recording.now(), results=[row.to_json() for row in self.rows])
         if self.folder:
+            self.record["files"] = {p.name: sha256_file(p) for p in (self.folder.dense, self.folder.model, self.folder.plan)}
             self.folder.save_record(self.record)
 
 

@@ -1,0 +1,246 @@
+"""The flow of a search through the Python interface, for a target that nothing can be measured on here."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import hwprune
+from hwprune import api
+from hwprune.errors import BudgetError, HwpruneError, TargetError, UsageError
+from hwprune.plan import PruningPlan
+from hwprune.spec.data import from_arrays
+
+TARGET = """
+schema = 1
+name = "elsewhere"
+description = "a processor that this machine is not"
+architecture = "x86_64"
+cores = 2
+threads = 2
+[codegen]
+kind = "llvm"
+mattr = ["+no-such-extension"]
+[core]
+vector_bits = 256
+vector_registers = 16
+fma_per_cycle = 2
+frequency_mhz = 3000
+[memory]
+l1d_bytes = 32768
+l2_bytes = 262144
+dram_gb_per_s = 20
+l2_gb_per_s = 96
+[overhead]
+kernel_us = 0.05
+network_us = 0.1
+"""
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 24, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.conv2 = nn.Conv2d(24, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def make_data():
+    """Four classes of 8x8 images, each bright in its own quarter."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(128) % 4
+    x = 0.3 * torch.randn(128, 1, 8, 8, generator=generator)
+    for i, label in enumerate(y.tolist()):
+        x[i, 0, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 1.0
+    return from_arrays("quarters", x[:96], y[:96], x[96:], y[96:])
+
+
+X = torch.zeros(1, 1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    path = tmp_path_factory.mktemp("targets") / "elsewhere.toml"
+    path.write_text(TARGET)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, target):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return hwprune.search(make_net(), X, target=target, latency="0.6x", data=make_data(), finetune=1, out=out, seed=3)
+
+
+def test_result_is_what_ten_lines_of_python_get(run):
+    ratio = run.plan.predicted.latency_us.value / run.plan.dense.latency_us.value
+    assert 0.3 < ratio <= 0.6
+    assert run.model(X).shape == (1, 4)
+    assert run.model.conv1.out_channels == run.plan.widths["conv1"] == len(run.plan.kept("conv1")) < 24
+    assert run.proof.passed and run.plan.importance == "taylor"
+    assert [p for p in run.frontier if p.chosen][0].widths == run.plan.widths
+    assert run.dense.conv1.out_channels == 24
+
+
+def test_table_has_every_quantity_with_its_provenance(run):
+    rows = {row.quantity: row for row in run.table()}
+    assert list(rows) == ["accuracy", "parameters", "size on disk", "peak activation memory", "MACs", "latency, predicted", "latency, measured"]
+    parameters = rows["parameters"]
+    assert parameters.dense.value == sum(p.numel() for p in run.dense.parameters()) == run.plan.dense.parameters
+    assert parameters.pruned.value == sum(p.numel() for p in run.model.parameters()) == run.plan.predicted.parameters
+    assert rows["latency, predicted"].pruned.provenance == "analytic"
+    assert rows["latency, measured"].pruned is None and "compile" in rows["latency, measured"].note
+    assert rows["accuracy"].pruned.provenance == "measured"
+    assert rows["size on disk"].pruned.value == (run.out / "model.safetensors").stat().st_size
+
+
+def test_macs_by_hand(run):
+    # 64 pixels x 9 x (1 x 24 + 24 x 32) in the convolutions, 32 x 4 in the classifier
+    assert run.plan.dense.macs == 64 * 9 * (24 + 24 * 32) + 128
+
+
+def test_run_folder_holds_plan_weights_and_record(run):
+    names = {p.name for p in run.out.iterdir()}
+    assert names == {"plan.json", "frontier.json", "rewrites.json", "proof.json", "run.json", "dense.safetensors", "model.safetensors", "finetune"}
+    record = json.loads((run.out / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert {"torch", "numpy", "scipy", "python", "hwprune", "apache-tvm"} <= set(record["versions"])
+    assert record["options"]["seed"] == 3 and record["options"]["latency"] == "0.6x"
+    assert record["machine"]["cpu"] and record["machine"]["cores"] >= 1
+    assert record["target"]["digest"] and record["data"]["sha256"] and record["files"]["model.safetensors"]
+    assert {"trace", "importance", "search", "prune", "finetune"} <= set(record["seconds"])
+    assert len(record["results"]) == 7
+    assert PruningPlan.load(run.out / "plan.json") == run.plan
+    json.dumps(run.to_json())
+
+
+def test_run_loads_again_and_computes_the_same(run):
+    with pytest.raises(UsageError, match="in memory"):
+        api.load_run(run.out)
+    torch.manual_seed(1)
+    again = api.load_run(run.out, model=Net().eval())
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again.model.eval()(x), run.model.eval()(x))
+    assert torch.equal(again.dense(x), run.dense(x))
+    assert again.frontier == run.frontier and again.proof == run.proof
+    assert [r.to_json() for r in again.table()] == [r.to_json() for r in run.table()]
+
+
+def test_finetune_run_trains_and_saves(run):
+    before = (run.out / "plan.json").read_bytes()
+    result = api.finetune_run(run.out, 2, data=make_data(), model=make_net())
+    record = json.loads((run.out / "run.json").read_text())
+    assert record["accuracy"]["pruned"] == result.record["training"]["best_accuracy"]
+    assert record["accuracy"]["note"] == "after 2 epochs"
+    assert (run.out / "plan.json").read_bytes() == before
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(api.load_run(run.out, model=make_net()).model.eval()(x), result.model.eval()(x))
+
+
+def test_finished_run_is_kept_unless_force_says_otherwise(run, target):
+    record = (run.out / "run.json").read_bytes()
+    with pytest.raises(UsageError, match="--force"):
+        hwprune.search(make_net(), X, target=target, out=run.out)
+    with pytest.raises(BudgetError):  # fails before anything is written
+        hwprune.search(make_net(), X, target=target, out=run.out, force=True, latency="0.0001x")
+    assert (run.out / "run.json").read_bytes() == record
+
+
+def test_without_data_no_training_and_accuracy_is_unknown(tmp_path, target):
+    result = hwprune.search(make_net(), X, target=target, out=tmp_path / "run", strategy="greedy", freeze=["conv2"], latency="0.8x")
+    assert result.plan.importance == "l2" and result.plan.strategy == "greedy"
+    assert "conv2" not in result.plan.widths
+    accuracy = result.table()[0]
+    assert accuracy.dense is None and accuracy.pruned is None and "unknown" in accuracy.note
+    forced = hwprune.search(make_net(), X, target=target, out=tmp_path / "run", force=True, size="0.5x")
+    assert forced.plan.predicted.size_bytes <= 0.5 * forced.plan.dense.size_bytes
+    assert PruningPlan.load(tmp_path / "run" / "plan.json") == forced.plan
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "parts"),
+    [
+        (dict(latency="3"), UsageError, ["'3'", "3.2ms"]),
+        (dict(importance="tailor"), UsageError, ["'tailor'", "taylor"]),
+        (dict(importance="taylor"), UsageError, ["needs data", "l2"]),
+        (dict(strategy="gready"), UsageError, ["'gready'", "greedy"]),
+        (dict(finetune=3), UsageError, ["finetune=3", "data"]),
+        (dict(compile=True), UsageError, ["out="]),
+        (dict(threads=64), UsageError, ["64 threads", "2 cores"]),
+        (dict(target="nativ"), TargetError, ["'nativ'", "native"]),
+    ],
+)
+def test_bad_arguments_fail_before_the_work_begins(bad, error, parts, target, monkeypatch):
+    monkeypatch.setattr(api, "trace", lambda *a: pytest.fail("the network was traced"))
+    with pytest.raises(error) as err:
+        hwprune.search(make_net(), X, **{"target": target, **bad})
+    assert all(part in str(err.value) for part in parts)
+
+
+def test_folders_that_cannot_take_a_run_are_found_before_the_work_begins(tmp_path, target, monkeypatch):
+    monkeypatch.setattr(api, "trace", lambda *a: pytest.fail("the network was traced"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty and holds no run"):
+        hwprune.search(make_net(), X, target=target, out=tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        hwprune.search(make_net(), X, target=target, out=tmp_path / "notes.txt")
+    with pytest.raises(HwpruneError, match="cannot write to"):
+        hwprune.search(make_net(), X, target=target, out=tmp_path / "notes.txt" / "below")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.geteuid() != 0:  # root writes anywhere
+        with pytest.raises(HwpruneError, match="cannot write to"):
+            hwprune.search(make_net(), X, target=target, out=locked / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["locked", "notes.txt"]
+
+
+def test_failed_search_leaves_no_folder(tmp_path, target):
+    with pytest.raises(BudgetError):
+        hwprune.search(make_net(), X, target=target, latency="0.0001x", out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_out_is_new_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = api.default_out("bundled:digits_resnet", "native")
+    assert first.parent.name == "runs" and first.name.startswith("digits_resnet-native-20")
+    first.mkdir(parents=True)
+    assert api.default_out("bundled:digits_resnet", "native").name == first.name + "-2"
+    assert api.default_out("some/net.py:build", "boards/mine.toml").name.startswith("build-mine-")
+    assert api.default_out("nets/model.pt2", "arm").name.startswith("model-arm-")
+
+
+def test_inspect_lists_groups_and_counts_parameters():
+    report = api.inspect(make_net(), X)
+    assert {g.id: g.width for g in report.groups} == {"conv1": 24, "conv2": 32}
+    assert report.parameters == sum(p.numel() for p in make_net().parameters())
+    assert any(f.param == "fc.weight" and f.dim == 0 for f in report.frozen)
+    json.dumps(report.to_json())
+
+
+def test_nothing_can_be_measured_or_timed_for_a_target_elsewhere(target):
+    with pytest.raises(UsageError, match="cannot run code"):
+        api.measure(make_net(), X, target=target)
+    with pytest.raises(UsageError, match="cannot run code"):
+        api.bench(make_net(), example_input=X, target=target)
+    with pytest.raises(UsageError, match="'tensorrt'"):
+        api.bench(make_net(), example_input=X, vs=("tensorrt",))
+
+
+def test_package_is_callable_after_its_modules_are_imported():
+    import hwprune.search.exact  # binds the name `search` of the package to the subpackage
+
+    assert callable(hwprune.search) and hwprune.search.exact is not None
+    with pytest.raises(AttributeError):
+        hwprune.no_such_name
