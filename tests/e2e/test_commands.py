@@ -63,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> dict:
-    """The main job on this machine, once: search, one epoch of training, compile."""
-    done = hwprune("search", "--target", "native", "--finetune", "1", "--compile", "--out", "run", "--json", cwd=folder)
+    """The main job on this machine, once: search, a little training, compile."""
+    done = hwprune("search", "--target", "native", "--finetune", "4", "--compile", "--out", "run", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return {"stderr": done.stderr, **json.loads(done.stdout)}
 
@@ -129,6 +129,19 @@ def test_the_artifact_computes_what_the_pruned_model_does(run: dict, folder: Pat
     with torch.no_grad():
         expected = load_run(folder / "run").model.eval()(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(np.load(folder / "y.npy"), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_run_imports_neither_torch_nor_the_compiler(run: dict, folder: Path) -> None:
+    np.save(folder / "x.npy", np.zeros((1, 1, 8, 8), np.float32))
+    arguments = ["hwprune", "run", "run/artifact", "--input", "x.npy", "--output", "z.npy"]
+    code = (
+        f"import sys, atexit; sys.argv = {arguments!r}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {'torch', 'tvm'})))\n"
+        "from hwprune.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert "HEAVY []" in done.stdout, done.stderr
+    assert (folder / "z.npy").exists()
 
 
 def test_bench_times_both_networks_of_a_run(run: dict, folder: Path) -> None:
