@@ -189,7 +189,8 @@ def bench(
 def _without_torch() -> Iterator[None]:
     """Let tvm_ffi load as if torch were not installed.
 
-    It imports torch wherever it finds it, to exchange tensors with it. Nobody does here, and it takes longer than a run.
+    It imports torch wherever it finds it, to exchange tensors with it. Nobody does here, and it takes
+    longer than a run.
     """
     missing = "torch" not in sys.modules
     if missing:

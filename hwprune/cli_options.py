@@ -35,7 +35,11 @@ Data = Annotated[
 ]
 Normalize = Annotated[
     str | None,
-    typer.Option("--normalize", metavar="TEXT", help='Of an .npz or a folder: "mean=0.5,0.5,0.5;std=0.2,0.2,0.2".'),
+    typer.Option(
+        "--normalize",
+        metavar="TEXT",
+        help='Of an .npz or a folder: "mean=0.5,0.5,0.5;std=0.2,0.2,0.2", for a folder also "resize=224".',
+    ),
 ]
 InputShape = Annotated[
     str | None, typer.Option("--input-shape", metavar="NxCxHxW", help="Like 1x3x224x224, when no data says it.")
