@@ -342,7 +342,7 @@ def _dense(call: OpCall, values, workload: Workload):
 
 
 def _pool2d(call: OpCall, values, workload: Workload):
-    """Max or average pooling, NHWC. ``kind`` is max or avg; avg divides by the count of ``divide``: all or inside."""
+    """Max or average pooling of NHWC. ``kind`` is max or avg; avg divides by the count of ``divide``: all or inside."""
     _, shape = values[call.args[0]]
     (kh, kw), (sy, sx), (dy, dx) = call["kernel"], call["stride"], call["dilation"]
     padded = _padded_input(call, values, shape[3])

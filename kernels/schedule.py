@@ -76,7 +76,7 @@ def static_extent(sch: s_tir.Schedule, loop) -> int:
 def vectorize_innermost(sch: s_tir.Schedule, block, lanes: int) -> None:
     """Vectorize the innermost loop of ``block`` by ``lanes`` where its extent divides; leave it to LLVM elsewhere."""
     inner = sch.get_loops(block)[-1]
-    extent = static_extent(sch, inner)
-    if extent % lanes == 0:
+    extent = sch.get(inner).extent
+    if isinstance(extent, tirx.IntImm) and int(extent) % lanes == 0:
         _, vector = sch.split(inner, [None, lanes])
         sch.vectorize(vector)

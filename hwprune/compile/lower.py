@@ -19,7 +19,7 @@ from torch import fx
 from hwprune.compile import ops
 from hwprune.compile.constants import BatchNorm, Constant, Shapes
 from hwprune.compile.memory import MemoryPlan, Step, place
-from hwprune.errors import UnsupportedOperator
+from hwprune.errors import CompileError, UnsupportedOperator
 from hwprune.graph.trace import Traced
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
@@ -128,7 +128,7 @@ class _Lowering:
         order = {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
         self.groups.sort(key=lambda group: order[group[-1].name])
         calls = [*self.copies.values(), *(self._call(group) for group in self.groups)]
-        outputs = [self._output(name) for name in self.user_outputs]
+        outputs = [self._output(name, i) for i, name in enumerate(self.user_outputs)]
         calls += outputs
         network = Network(self.traced, self.lanes, tuple(calls), tuple(self.user_inputs),
                           tuple(call.name for call in outputs), tuple(self.user_outputs))
@@ -140,6 +140,7 @@ class _Lowering:
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
+            self._check_dtype(node)
             self.layouts[node.name] = "plain"
         elif node.op in ("get_attr", "output"):
             return
@@ -148,6 +149,8 @@ class _Lowering:
         elif node.target in ops.RESHAPES:
             self._reshape(node)
         elif node.target in ops.ANCHORS:
+            if node.target not in ops.READ_PLAIN:
+                self._channels_last(node.args[0])
             self._start(node)
         elif node.target in ops.ELEMENTWISE:
             self._elementwise(node)
@@ -155,6 +158,16 @@ class _Lowering:
             self._movement(node)
         else:
             raise ops.refuse(node)
+
+    def _check_dtype(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dtype == torch.float32:
+            return
+        if node.name in self.user_inputs:
+            raise CompileError(f"network input {node.name!r} is {value.dtype}, the compiler takes float32; give a float32 example input")
+        if value.dtype.is_floating_point:
+            name = self.traced.targets.get(node.name, node.name)
+            raise CompileError(f"parameter {name!r} is {value.dtype}, the compiler takes float32; convert the network with .float()")
 
     def _layout(self, node: fx.Node) -> str:
         return "nhwc" if len(self.traced.shape(node.name)) == 4 else "rows"
@@ -188,6 +201,8 @@ class _Lowering:
         group = self.owner.get(producer.name)
         if group is None or group[-1] is not producer or len(producer.users) != 1 or producer.name in self.user_outputs:
             return None
+        if group[0].target is torch.ops.aten.linear.default and len(self.traced.shape(producer.name)) != 2:
+            return None  # inside the kernel of a matrix product all leading axes are one
         return group if self.traced.shape(producer.name) == self.traced.shape(node.name) else None
 
     def _elementwise(self, node: fx.Node) -> None:
@@ -197,14 +212,14 @@ class _Lowering:
             convolution = source.target in (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
             if convolution and len(source.users) == 1 and source.name not in self.user_outputs:
                 self.norms[source.name] = norm
+        for operand in self._activations(node):
+            self._channels_last(operand)
         groups = [g for g in (self._open_group(node, p) for p in self._activations(node)) if g is not None]
         groups = [g for g in groups if g[0].target not in ops.MOVEMENT]
         if groups:
             # of two convolutions that meet in an addition, the one with more work keeps the epilogue
             self._join(max(groups, key=lambda g: g[0].target in ops.ANCHORS), node)
         else:
-            for operand in self._activations(node):
-                self._channels_last(operand)
             self._start(node)
 
     def _movement(self, node: fx.Node) -> None:
@@ -262,8 +277,8 @@ class _Lowering:
 
     def _emit_node(self, e: ops.Emitter, node: fx.Node):
         if node.target in ops.RESHAPES:
-            source = node.args[0]
-            return e.op("relayout", e.value(source), source=self.layouts[source.name], result="flat",
+            source, layout = node.args[0], self.layouts[node.args[0].name]
+            return e.op("relayout", e.value(source, plain=layout == "plain"), source=layout, result="flat",
                         logical=e.shapes(source.name), shape=e.physical(node.name))
         for table in (ops.ANCHORS, ops.ELEMENTWISE, ops.MOVEMENT):
             if node.target in table:
@@ -290,8 +305,9 @@ class _Lowering:
 
         self.copies[name] = Call(name, (), (source.name,), emit)
 
-    def _output(self, name: str) -> Call:
+    def _output(self, name: str, position: int) -> Call:
         node = self.traced.nodes[name]
+        again = f"#{position}" if name in self.user_outputs[:position] else ""
 
         def emit(shapes: Shapes) -> Emitted:
             logical = tuple(shapes(name))
@@ -300,7 +316,7 @@ class _Lowering:
             e.op("relayout", e.value(node, plain=True), source=layout, result="plain", logical=logical, shape=logical)
             return Emitted(e.workload(logical), tuple(e.bindings))
 
-        return Call(f"{name}@plain", (), (name,), emit)
+        return Call(f"{name}@plain{again}", (), (name,), emit)
 
     def _checked(self, call: Call) -> None:
         try:

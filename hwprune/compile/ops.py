@@ -55,11 +55,18 @@ class Emitter:
         source = self._resolve(node)
         if source.name in self._result:
             return self._result[source.name]
+        if source.name in self.parameters:
+            raise UnsupportedOperator(f"the compiler reads no parameter as an activation, but {source.name!r} is used as one")
         if source.name in self.copies and not plain:
             layout = self.copies[source.name]
             physical = physical_shape(self.shapes(source.name), layout, self.lanes)
             return self._input(TensorSpec(shape or physical), f"{source.name}@{layout}")
         return self._input(TensorSpec(shape or self.physical(node.name)), source.name)
+
+    def parameter(self, node: fx.Node) -> fx.Node | None:
+        """The parameter or constant that ``node`` is, if it is one."""
+        source = self._resolve(node)
+        return source if source.name in self.parameters else None
 
     def constant(self, constant: Constant):
         return self._input(TensorSpec(constant.shape(self.shapes, self.lanes), "weight"), constant)
@@ -123,6 +130,8 @@ def refuse(node: fx.Node, why: str = "") -> UnsupportedOperator:
 def _conv2d(e: Emitter, node: fx.Node):
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     stride, dilation = _pair(argument(node, 3, "stride"), 1), _pair(argument(node, 5, "dilation"), 1)
+    if len(e.shapes(x.name)) != 4:
+        raise refuse(node, f"on {list(e.shapes(x.name))}; give images a batch axis")
     co, ci, kh, kw = e.shapes(weight.name)
     channels = e.shapes(x.name)[1]
     groups = channels // ci
@@ -162,6 +171,8 @@ def _image_layout(e: Emitter, node: fx.Node) -> str:
 def _linear(e: Emitter, node: fx.Node):
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     logical = e.shapes(x.name)
+    if len(logical) == 4:
+        raise refuse(node, f"on an image {list(logical)}; use a 1x1 convolution")
     out, width = e.shapes(weight.name)
     rows = math.prod(logical[:-1])
     stride = width if e.layout(x) == "plain" else stored(width, e.lanes)
@@ -194,14 +205,15 @@ def _pool(e: Emitter, node, kind, kernel, stride, padding, *, dilation=(1, 1), b
     stride, (py, px) = _pair(stride, kernel), _pair(padding, 0)
     _, _, h, w = e.shapes(node.args[0].name)
     _, _, oh, ow = e.shapes(node.name)
-    if kind == "avg" and kernel == (h, w) and (oh, ow, py, px) == (1, 1, 0, 0) and e.layout(node.args[0]) == "nhwc":
+    mean = kind == "avg" and attrs.get("divisor", math.prod(kernel)) == math.prod(kernel)
+    if mean and kernel == (h, w) and (oh, ow, py, px) == (1, 1, 0, 0):
         return e.op("global_pool", e.value(node.args[0]), keep=True)
     # ceil_mode may let the last window reach past the border
     reach = [(o - 1) * s + d * (k - 1) + 1 - p - size
              for o, s, d, k, p, size in zip((oh, ow), stride, dilation, kernel, (py, px), (h, w))]
     padding = (py, px, max(reach[0], 0), max(reach[1], 0))
-    return e.op("pool2d", e.value(node.args[0], plain=True), kind=kind, kernel=kernel, stride=stride, dilation=dilation,
-                padding=padding, out=(oh, ow), border=border, layout=_image_layout(e, node.args[0]), **attrs)
+    return e.op("pool2d", e.value(node.args[0]), kind=kind, kernel=kernel, stride=stride, dilation=dilation,
+                padding=padding, out=(oh, ow), border=border, **attrs)
 
 
 def _adaptive_avg_pool(e: Emitter, node: fx.Node):
@@ -246,13 +258,22 @@ def _binary(name: str, scalar: str | None, invert: Callable[[float], float] | No
 
 
 def _operand(e: Emitter, node: fx.Node, operand: fx.Node):
-    if operand.name in e.parameters:
-        return e.constant(Aligned(operand.name, len(e.shapes(node.name)), e.layout(node) == "nhwc"))
-    return e.value(operand)
+    result, logical = e.shapes(node.name), e.shapes(operand.name)
+    parameter = e.parameter(operand)
+    if parameter is not None:
+        return e.constant(Aligned(parameter.name, len(result), e.layout(node) == "nhwc"))
+    value = e.value(operand)
+    if e.layout(node) == "nhwc" and len(logical) != 4:
+        raise refuse(node, f"of {list(logical)} and an image {list(result)}")
+    innermost = 1 if e.layout(node) == "nhwc" else -1
+    if logical[innermost] == 1 and result[innermost] > 1:  # one value for all lanes: do not read its padding
+        return e.op("slice", value, axis=len(logical) - 1, start=0, step=1, size=1)
+    return value
 
 
 def _batch_norm(e: Emitter, node: fx.Node):
     norm = batch_norm_of(node)
+    _refuse_sequences(e, node)
     if e.norms.get(node.args[0].name) == norm and node.args[0].name in e._result:
         return e._result[node.args[0].name]  # folded into the convolution
     y = e.op("mul", e.value(node.args[0]), e.constant(NormVector(norm, "scale")))
@@ -287,8 +308,15 @@ def _gelu(e: Emitter, node: fx.Node):
     return e.op("gelu", e.value(node.args[0]))
 
 
+def _refuse_sequences(e: Emitter, node: fx.Node) -> None:
+    """Operators of channels know images and rows, whose channels are innermost; of [N, C, L] they are not."""
+    if len(e.shapes(node.name)) not in (2, 4):
+        raise refuse(node, f"on {list(e.shapes(node.name))}")
+
+
 def _prelu(e: Emitter, node: fx.Node):
     slope = node.args[1]  # one value, or one a channel: channels are innermost either way
+    _refuse_sequences(e, node)
     return e.op("prelu", e.value(node.args[0]), e.constant(Aligned(slope.name, 1, False)))
 
 
@@ -303,7 +331,7 @@ def _slice(e: Emitter, node: fx.Node):
     dim, start, step = argument(node, 1, "dim", 0), argument(node, 2, "start") or 0, argument(node, 4, "step", 1)
     logical, size = e.shapes(node.args[0].name), e.shapes(node.name)
     dim %= len(logical)
-    start = start + logical[dim] if start < 0 else start
+    start = max(start + logical[dim], 0) if start < 0 else start
     axis = _physical_axis(e.layout(node), len(logical), dim)
     return e.op("slice", e.value(node.args[0]), axis=axis, start=start, step=step,
                 size=physical_shape(size, e.layout(node), e.lanes)[axis])
@@ -345,6 +373,9 @@ ANCHORS: dict[Any, Callable] = {
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.mean.dim: _mean,
 }
+
+#: Anchors that read a network input in its own layout; the others are given a copy.
+READ_PLAIN = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 
 ELEMENTWISE: dict[Any, Callable] = {
     aten.batch_norm.default: _batch_norm,
