@@ -207,6 +207,7 @@ def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
 def _replace(folder: Path, out: Path) -> None:
     """Put the finished folder where the artifact belongs; an older artifact goes only once the new one is whole."""
     os.chmod(folder, 0o755)
+    (folder / "weights.safetensors").chmod(0o644)  # temporary files are made for their owner alone
     if out.exists():
         if not (out / "manifest.json").is_file() and any(out.iterdir()):
             raise CompileError(f"{out} is not empty and holds no artifact; choose another folder with --out")
