@@ -132,7 +132,7 @@ class SearchResult:
             before = (self.record.get("accuracy") or {}).get("dense")
             dense = before if before is not None else accuracy(self.dense, self.data, progress=progress)
             pruned = report.best_accuracy if report else accuracy(self.model, self.data, progress=progress)
-        note = f"after {epochs} epochs" if epochs else "BatchNorm recalibrated, not trained"
+        note = f"after {epochs} epoch{'s' * (epochs > 1)}" if epochs else "BatchNorm recalibrated, not trained"
         self.record["accuracy"] = {"dense": dense, "pruned": pruned, "note": note}
         if report:
             self.record["training"] = report.to_dict()

@@ -36,6 +36,9 @@ SETTLED = 0.003
 #: Above this many product variables the exact solver takes minutes; the candidates of each group are thinned instead.
 _MOST_PRODUCTS = 60_000
 
+#: Of the points beside the chosen one. Near the dense network a percent of importance is all that there is to lose.
+_FRONTIER_GAP = 0.003
+
 #: Kernels measured for points of the frontier beside the chosen one.
 _FRONTIER_KERNELS = 24
 
@@ -56,7 +59,10 @@ class Learner(Protocol):
 class Settings:
     """What the user asked of the search, and how hard it tries.
 
-    candidates : widths a group at most. min_share : the narrowest keeps this share of its units.
+    candidates : widths a group at most.
+    min_shares : the narrowest candidate keeps the first of these shares of its units; the next ones are tried if that
+        does not meet the budgets. Scores are first-order: they do not see how much the last few channels of a layer
+        carry. ResNet-56 on CIFAR-10 at 0.7x, l2, before training: 48 % right with 0.3, 19 % with 0.1.
     rounds : of solving and measuring. frontier_points : latency limits that are swept.
     """
 
@@ -65,7 +71,7 @@ class Settings:
     size: Budget | None = None
     strategy: str = "exact"
     candidates: int = 16
-    min_share: float = 0.1
+    min_shares: tuple[float, ...] = (0.3, 0.1)
     gap: float = 1e-3
     rounds: int = 6
     frontier_points: int = 12
@@ -133,8 +139,7 @@ class Search:
             self.learn.calibrate(self.view.network)
         self.dense = self.figures({})
         self.limits = self._resolve()
-        self._choose_candidates()
-        self._check_reachable()
+        self._choose_reachable()
         self._probe()
         solution = self._settle()
         widths = self._problem({}).widths_of(solution.choice)
@@ -166,13 +171,24 @@ class Search:
         self.budgets = {name: b for name, b in asked.items() if b is not None}
         return {name: b.resolve(dense[name]) for name, b in self.budgets.items()}
 
-    def _check_reachable(self) -> None:
+    def _choose_reachable(self) -> None:
+        """Candidate widths under which the budgets can be met."""
+        for share in self.settings.min_shares:
+            self._choose_candidates(share)
+            figures = self._smallest_figures()
+            over = self._over(figures)
+            if not over:
+                return
+            if share != self.settings.min_shares[-1]:
+                self.progress.say(f"no network that keeps {share:.0%} of every group meets the budget; narrower ones are allowed")
+        name = next(iter(over))
+        raise BudgetError(self._refusal(name, _resources(figures)[name], figures.latency.provenance))
+
+    def _smallest_figures(self) -> NetworkFigures:
         smallest = {g: int(w[0]) for g, w in zip(self.groups, self.widths)}
         if self._over(self.figures(smallest)):
             self._know(self.view.workloads(smallest))  # refuse on measurements, not on estimates
-        figures = self.figures(smallest)
-        for name in self._over(figures):
-            raise BudgetError(self._refusal(name, _resources(figures)[name], figures.latency.provenance))
+        return self.figures(smallest)
 
     def _refusal(self, name: str, reached: float, provenance: str) -> str:
         dense, show = _resources(self.dense)[name], format_us if name == "latency" else format_bytes
@@ -192,11 +208,11 @@ class Search:
 
     # -- the problem
 
-    def _choose_candidates(self) -> None:
+    def _choose_candidates(self, min_share: float) -> None:
         full = {g: len(s) for g, s in self.scores.items()}
         self.groups, most = tuple(full), self.settings.candidates
         while True:
-            found = candidate_widths(self.view, full, self.prior or self.model, most=most, min_share=self.settings.min_share)
+            found = candidate_widths(self.view, full, self.prior or self.model, most=most, min_share=min_share)
             self.widths = tuple(found[g] for g in self.groups)
             self._grids: list[CallGrid] = grids(self.view, self.groups, self.widths)
             products = Problem(self.groups, self.widths, (), self._limits({}, False)).products
@@ -279,7 +295,7 @@ class Search:
         except Infeasible as err:
             if not tight and not pessimistic:
                 raise HwpruneError(f"the search found nothing inside the budgets in {s.time_limit_s:g} s: {err}") from None
-            smallest: Choice = (0,) * len(self.groups)  # known to meet the budgets, see _check_reachable
+            smallest: Choice = (0,) * len(self.groups)  # known to meet the budgets, see _choose_reachable
             return Solution(smallest, float(sum(v[0] for v in self.value)), None)
 
     def _look(self, solution: Solution, best: Solution | None) -> tuple[int, dict[str, float], Solution | None]:
@@ -309,7 +325,7 @@ class Search:
         with self.progress.task("frontier", total=len(limits)) as task:
             def solve(p: Problem) -> Solution:
                 task.advance()
-                return self._solve(p, gap=0.01, time_limit_s=self.settings.time_limit_s / 6)
+                return self._solve(p, gap=_FRONTIER_GAP, time_limit_s=self.settings.time_limit_s / 6)
 
             choices = pareto.sweep(problem, limits, solve)
         candidates = [problem.widths_of(c) for c in choices]
