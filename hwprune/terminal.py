@@ -212,7 +212,12 @@ def _stdout() -> Any:
 
 def _bars() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task):
+            return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
 
     class Patient(Progress):
         def get_renderables(self):
@@ -223,7 +228,7 @@ def _bars() -> Any:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        Count(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True, highlight=False),
