@@ -116,10 +116,12 @@ class _Lowering:
         self.owner: dict[str, list[fx.Node]] = {}
         self.copies: dict[str, Call] = {}  # calls that copy network inputs into another layout
         self.copied: dict[str, str] = {}  # network input -> layout of its copy
+        self.sharing: dict[str, list[fx.Node]] = {}  # node -> the nodes so far that share its memory in torch
 
     def run(self) -> Network:
         for node in self.traced.graph.nodes:
             try:
+                self._check_write(node)
                 self._visit(node)
             except UnsupportedOperator as err:
                 raise UnsupportedOperator(
@@ -158,6 +160,23 @@ class _Lowering:
             self._movement(node)
         else:
             raise ops.refuse(node)
+
+    def _check_write(self, node: fx.Node) -> None:
+        """Refuse a write in place that reaches a later reader through another name for the same memory.
+
+        Kernels compute values, not memory: a reader of the other name would get the value from before the write.
+        """
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            return
+        writes = node.target._schema.is_mutable
+        if not writes and node.target not in ops.VIEWS:
+            self.sharing[node.name] = [node]
+            return
+        memory = self.sharing.setdefault(node.args[0].name, [node.args[0]])
+        if writes and any(node < user for other in memory for user in other.users):
+            raise ops.refuse(node, "where the value that it overwrites is read again through a view")
+        memory.append(node)
+        self.sharing[node.name] = memory
 
     def _check_dtype(self, node: fx.Node) -> None:
         value = node.meta.get("val")

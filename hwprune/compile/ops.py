@@ -415,3 +415,6 @@ RESHAPES = {
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim,
     aten.squeeze.dims, aten.unsqueeze.default, aten._unsafe_view.default,
 }
+
+#: Operators whose result may be the memory of their first operand in torch: a write into one is seen through the other.
+VIEWS = (RESHAPES | IDENTITIES | {aten.slice.Tensor}) - {aten.clone.default, aten.lift_fresh_copy.default}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compiled_networks import VARIANTS, profile_of
+from compiled_networks import profile_of
 from hwprune.measure.device import available_cores
 
 HERE = Path(__file__).parent
@@ -23,12 +23,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.kernels)
 
 
-@pytest.fixture(scope="module", params=list(VARIANTS), ids=lambda lanes: f"{lanes}lanes")
-def profile(request):
-    """Each vector width in turn."""
-    chosen = profile_of(request.param)
-    if not chosen.runs_here():
-        pytest.skip(f"this processor lacks what profile {chosen.name!r} needs: {', '.join(chosen.codegen.mattr)}")
-    if shutil.which(chosen.link.cxx) is None:
-        pytest.skip(f"no `{chosen.link.cxx}` to link with; install {chosen.link.package}")
-    return chosen
+@pytest.fixture(scope="session")
+def usable():
+    """``usable(lanes)``: the profile with that many lanes; skips where this machine cannot run its code."""
+
+    def profile(lanes: int):
+        chosen = profile_of(lanes)
+        if not chosen.runs_here():
+            pytest.skip(f"this processor lacks what profile {chosen.name!r} needs: {', '.join(chosen.codegen.mattr)}")
+        if shutil.which(chosen.link.cxx) is None:
+            pytest.skip(f"no `{chosen.link.cxx}` to link with; install {chosen.link.package}")
+        return chosen
+
+    return profile

@@ -195,20 +195,22 @@ BANKS = {
 
 
 @pytest.fixture(scope="module")
-def results(profile, tmp_path_factory):
-    """``results(bank)``: what the artifact and torch make of each operator of a bank."""
-    made: dict[str, SimpleNamespace] = {}
+def results(usable, tmp_path_factory):
+    """``results(lanes, bank)``: what the artifact and torch make of each operator of a bank."""
+    made: dict[tuple[int, str], SimpleNamespace] = {}
 
-    def of(bank: str) -> SimpleNamespace:
-        if bank not in made:
+    def of(lanes: int, bank: str) -> SimpleNamespace:
+        if (lanes, bank) not in made:
             torch.manual_seed(sorted(BANKS).index(bank))
             make, shape, inside = BANKS[bank]
             operators = make()
             module, inputs = randomized(Bank(operators, inside)), (torch.randn(shape),)
-            program = compiled(module, inputs, profile, tmp_path_factory.mktemp(bank) / "artifact")
-            made[bank] = SimpleNamespace(found=dict(zip(operators, run(program, inputs), strict=True)),
-                                         expected=dict(zip(operators, exact(module, inputs), strict=True)))
-        return made[bank]
+            program = compiled(module, inputs, usable(lanes), tmp_path_factory.mktemp(bank) / "artifact")
+            made[lanes, bank] = SimpleNamespace(
+                found=dict(zip(operators, run(program, inputs), strict=True)),
+                expected=dict(zip(operators, exact(module, inputs), strict=True)),
+            )
+        return made[lanes, bank]
 
     return of
 
@@ -222,7 +224,7 @@ def _cases():
                     yield pytest.param(lanes, bank, name, id=f"{lanes}lanes-{bank}-{name}")
 
 
-@pytest.mark.parametrize("profile, bank, name", _cases(), indirect=["profile"])
-def test_operator_computes_what_torch_computes(profile, results, bank, name):
-    outcome = results(bank)
+@pytest.mark.parametrize("lanes, bank, name", list(_cases()))
+def test_operator_computes_what_torch_computes(results, lanes, bank, name):
+    outcome = results(lanes, bank)
     assert relative_error(outcome.found[name], outcome.expected[name]) < TOLERANCE
