@@ -1,0 +1,290 @@
+"""Fusion: which operators end in one kernel, how values lie in memory, and what is refused. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hwprune.compile.constants import Bias, ConvWeight
+from hwprune.compile.lower import Network, lower
+from hwprune.errors import CompileError, UnsupportedOperator
+from hwprune.graph import trace
+from hwprune.target import load_file, shipped_folder
+
+PROFILE = load_file(shipped_folder() / "x86.toml")  # eight lanes
+
+
+class Fn(nn.Module):
+    def __init__(self, function, **modules):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def lowered(module: nn.Module, *shapes: tuple[int, ...]) -> Network:
+    return lower(trace(module.eval(), tuple(torch.randn(s) for s in shapes)), PROFILE)
+
+
+def kernels(network: Network) -> list[str]:
+    """Each call's operators, joined by a plus sign."""
+    return ["+".join(op.op for op in w.ops) for w in network.workloads()]
+
+
+class Block(nn.Module):
+    """A residual block as in He et al., 2016; ``option_a`` has a shortcut without parameters."""
+
+    def __init__(self, inputs=8, outputs=8, stride=1, option_a=False):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.grow, self.stride, self.option_a = outputs - inputs, stride, option_a
+        self.project = None if option_a or (stride == 1 and inputs == outputs) else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.option_a:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.grow // 2, self.grow - self.grow // 2))
+        elif self.project is not None:
+            x = self.project(x)
+        return F.relu(y + x)
+
+
+class Small(nn.Module):
+    """Stem, two residual blocks, head."""
+
+    def __init__(self, option_a=False):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.a, self.b = Block(8, 8), Block(8, 12, 2, option_a)
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.b(self.a(F.relu(self.bn(self.stem(x)))))
+        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+# --- fusion -----------------------------------------------------------------------------------------------------
+
+def test_residual_block_is_one_kernel_a_convolution():
+    network = lowered(Small(), (1, 3, 8, 8))
+    assert kernels(network) == [
+        "conv2d+add+relu",  # stem
+        "conv2d+add+relu", "conv2d+add+add+relu",  # block a: bias, then the shortcut
+        "conv2d+add+relu", "conv2d+add", "conv2d+add+add+relu",  # block b with its projection
+        "global_pool", "dense+add", "relayout",
+    ]  # fmt: skip
+
+
+def test_workloads_of_a_residual_network(golden):
+    network = lowered(Small(option_a=True), (1, 3, 8, 8))
+    golden("workloads_residual", "\n".join(f"{c.name}\n  {c.workload(network.traced.shape).key}" for c in network.calls) + "\n")
+
+
+def test_option_a_shortcut_is_one_movement_kernel():
+    network = lowered(Block(8, 16, 2, option_a=True), (1, 8, 8, 8))
+    assert kernels(network).count("slice+slice+pad") + kernels(network).count("slice+slice+slice+pad") == 1
+    assert sum("pad" in k or "slice" in k for k in kernels(network)) == 1
+    shortcut = next(w for w in network.workloads() if w.ops[-1].op == "pad")
+    assert shortcut.inputs[0].shape == (1, 8, 8, 8) and shortcut.output.shape == (1, 4, 4, 16)
+
+
+def test_batchnorm_is_folded_into_its_convolution():
+    network = lowered(nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)), (1, 8, 8, 8))
+    assert kernels(network) == ["conv2d+add", "relayout"]
+    weight, bias = network.emitted()[0].bindings[1:]
+    assert isinstance(weight, ConvWeight) and weight.norm is not None
+    assert isinstance(bias, Bias) and bias.norm == weight.norm and bias.bias is None
+
+
+def test_batchnorm_that_does_not_follow_a_convolution_stays():
+    assert kernels(lowered(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), (1, 8, 4, 4)))[1] == "mul+add+relu"
+    # the convolution's own result is read as well, so its constants cannot take the normalization
+    twice = Fn(lambda m, x: (lambda y: y + m.bn(y))(m.conv(x)), conv=nn.Conv2d(8, 8, 1), bn=nn.BatchNorm2d(8))
+    assert kernels(lowered(twice, (1, 8, 4, 4))) == ["conv2d+add", "mul+add+add", "relayout"]
+
+
+def test_of_two_convolutions_that_meet_one_takes_the_addition():
+    module = Fn(lambda m, x: F.relu(m.a(x) + m.b(x)), a=nn.Conv2d(8, 8, 3, padding=1), b=nn.Conv2d(8, 8, 1))
+    assert sorted(kernels(lowered(module, (1, 8, 4, 4)))) == ["conv2d+add", "conv2d+add+add+relu", "relayout"]
+
+
+def test_value_read_twice_is_written_to_memory():
+    module = Fn(lambda m, x: (lambda y: torch.relu(y) * torch.sigmoid(y))(m.conv(x)), conv=nn.Conv2d(8, 8, 1))
+    assert kernels(lowered(module, (1, 8, 4, 4)))[0] == "conv2d+add"
+
+
+def test_squeeze_and_excite_gates_in_one_kernel():
+    module = Fn(lambda m, x: (lambda y: y * torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(y, 1))))))(m.conv(x)),
+                conv=nn.Conv2d(3, 8, 3), down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1))
+    network = lowered(module, (1, 3, 8, 8))
+    assert kernels(network) == ["conv2d+add", "global_pool", "conv2d+add+relu", "conv2d+add+sigmoid", "mul", "relayout"]
+    gate = network.workloads()[4]
+    assert sorted(t.shape for t in gate.inputs) == [(1, 1, 1, 8), (1, 6, 6, 8)]
+
+
+def test_gate_by_pixel_reads_one_lane_and_not_the_padding():
+    network = lowered(Fn(lambda m, x: torch.relu(x) * m.conv(torch.relu(x)), conv=nn.Conv2d(16, 1, 1)), (1, 16, 4, 4))
+    multiply = next(w for w in network.workloads() if any(op.op == "mul" for op in w.ops))
+    assert [op.op for op in multiply.ops][-2:] == ["slice", "mul"]
+    assert multiply.ops[-2]["size"] == 1
+
+
+def test_concat_keeps_logical_extents():
+    module = Fn(lambda m, x: torch.cat([m.a(x), m.b(x)], 1), a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(3, 6, 1))
+    network = lowered(module, (1, 3, 4, 4))
+    assert kernels(network) == ["conv2d+add", "conv2d+add", "concat", "relayout"]
+    concat = network.workloads()[2]
+    assert concat.ops[0]["extents"] == (5, 6) and concat.output.shape == (1, 4, 4, 16)  # 11 channels in two vectors
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------
+
+def test_convolution_reads_the_network_input_in_its_own_layout():
+    network = lowered(nn.Conv2d(3, 8, 3), (2, 3, 8, 9))
+    first = network.workloads()[0]
+    assert first.inputs[0].shape == (2, 3, 8, 9) and first.anchor["layout"] == "nchw"
+    assert network.calls[0].name != "x@nhwc"
+
+
+def test_pool_first_reads_a_channels_last_copy():
+    network = lowered(nn.MaxPool2d(2), (1, 3, 8, 8))
+    assert kernels(network) == ["relayout", "pool2d", "relayout"]
+    assert network.workloads()[0].output.shape == (1, 8, 8, 8)
+
+
+def test_input_that_is_used_twice_is_copied_once_for_those_that_need_it():
+    module = Fn(lambda m, x: m.conv(x) + x * 2 + F.max_pool2d(x, 3, 1, 1), conv=nn.Conv2d(3, 3, 1))
+    network = lowered(module, (1, 3, 8, 8))
+    assert kernels(network).count("relayout") == 2  # the input's copy and the network's output
+    convolution = next(w for w in network.workloads() if w.anchor is not None and w.anchor.op == "conv2d")
+    assert convolution.inputs[0].shape == (1, 3, 8, 8)
+
+
+def test_shortcut_from_the_network_input_is_added_in_its_copy():
+    network = lowered(Fn(lambda m, x: F.relu(m.conv(x) + x), conv=nn.Conv2d(3, 3, 3, padding=1)), (1, 3, 8, 8))
+    assert kernels(network) == ["relayout", "conv2d+add+add+relu", "relayout"]
+    (name,), convolution = network.inputs, network.emitted()[1]
+    assert (convolution.bindings[0], convolution.bindings[-1]) == (name, f"{name}@nhwc")
+
+
+def test_flatten_of_images_copies_into_logical_order():
+    network = lowered(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)), (1, 3, 8, 8))
+    assert kernels(network) == ["conv2d+add", "relayout", "dense+add", "relayout"]
+    flat = network.workloads()[1]
+    assert flat.ops[0]["logical"] == (1, 6, 6, 6) and flat.output.shape == (1, 216)
+
+
+def test_flatten_of_an_input_that_has_a_copy_reads_the_input():
+    module = Fn(lambda m, x: (torch.flatten(x, 1), torch.relu(x)))
+    network = lowered(module, (1, 3, 4, 4))
+    flat = next(e for e in network.emitted() if e.workload.ops[0].get("result") == "flat")
+    assert flat.bindings == network.inputs and flat.workload.inputs[0].shape == (1, 3, 4, 4)
+
+
+def test_flatten_of_pooled_images_costs_nothing():
+    network = lowered(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), (1, 8, 4, 4))
+    assert kernels(network) == ["relayout", "global_pool", "dense+add", "relayout"]
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------
+
+def test_several_outputs_keep_their_order():
+    module = Fn(lambda m, x: (lambda y: (torch.relu(y), y))(m.conv(x)), conv=nn.Conv2d(3, 8, 1))
+    network = lowered(module, (1, 3, 4, 4))
+    assert network.output_nodes == ("relu", "conv2d") and network.outputs == ("relu@plain", "conv2d@plain")
+    assert kernels(network)[0] == "conv2d+add"  # an output is not fused away
+
+
+def test_same_value_twice_among_the_outputs_is_written_twice():
+    network = lowered(Fn(lambda m, x: (lambda y: (y, y))(torch.relu(x))), (1, 8, 4, 4))
+    assert len(set(network.outputs)) == 2
+    assert network.memory().peak_bytes >= 3 * 8 * 16 * 4
+
+
+def test_several_inputs():
+    network = lowered(Fn(lambda m, x, y: m.conv(x) + m.conv(y), conv=nn.Conv2d(3, 8, 1)), (1, 3, 4, 4), (1, 3, 4, 4))
+    assert len(network.inputs) == 2 and set(network.inputs) <= {b for e in network.emitted() for b in e.bindings}
+
+
+def test_macs_are_the_hand_count():
+    network = lowered(Small(), (1, 3, 8, 8))
+    stem, block_a = 64 * 8 * 3 * 9, 2 * 64 * 8 * 8 * 9
+    block_b = 16 * 12 * 8 * 9 + 16 * 12 * 12 * 9 + 16 * 12 * 8
+    assert network.macs() == stem + block_a + block_b + 12 * 5
+
+
+def test_weight_bytes_are_packed_and_counted_once():
+    conv = nn.Conv2d(3, 5, 3, bias=False)
+    network = lowered(Fn(lambda m, x: m.conv(x) + m.conv(torch.relu(x)), conv=conv), (1, 3, 8, 8))
+    assert network.weight_bytes() == 4 * 8 * 3 * 9  # five outputs in one vector of eight
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+def refusal(module: nn.Module, *shapes: tuple[int, ...], error: type[Exception] = UnsupportedOperator) -> str:
+    with pytest.raises(error) as caught:
+        lowered(module, *shapes)
+    return str(caught.value)
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return torch.cumsum(x, 1)  # the line that the refusal names
+
+
+def test_operator_without_kernel_is_named_with_the_users_line():
+    text = refusal(nn.Sequential(nn.Conv2d(3, 8, 1), Odd()), (1, 3, 4, 4))
+    line = next(i for i, t in enumerate(open(__file__), 1) if "the line that the refusal names" in t)
+    assert "aten.cumsum" in text and f"{__file__}:{line}" in text and "1 (" in text
+
+
+@pytest.mark.parametrize(
+    "module, shape, said",
+    [
+        (Fn(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect")), (1, 3, 4, 4), "in mode 'reflect'"),
+        (nn.GELU(approximate="tanh"), (1, 8), "approximate='tanh'"),
+        (nn.AdaptiveAvgPool2d(3), (1, 3, 8, 8), "from 8x8 to 3x3"),
+        (Fn(lambda m, x: x.mean(1)), (1, 3, 8, 8), "over axes [1] of 4"),
+        (nn.Linear(8, 4), (1, 3, 8, 8), "on an image [1, 3, 8, 8]"),
+        (nn.Conv2d(3, 4, 1), (3, 8, 8), "give images a batch axis"),
+        (nn.BatchNorm1d(8), (2, 8, 5), "on [2, 8, 5]"),
+        (nn.PReLU(8), (2, 8, 5), "on [2, 8, 5]"),
+        (nn.BatchNorm2d(8, track_running_stats=False), (2, 8, 5, 5), "statistics of the batch"),
+        (Fn(lambda m, x: torch.add(x, x, alpha=2)), (2, 8), "with alpha != 1"),
+        (Fn(lambda m, x: x.view(2, 4, 2)), (2, 8), "from [2, 8] to [2, 4, 2]"),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), (1, 3, 8, 8), "ceil_mode, padding and count_include_pad"),
+        (Fn(lambda m, x: x + torch.sigmoid(m.gate), gate=nn.Linear(8, 1).weight), (2, 8), "'p_gate' is used as one"),
+    ],
+)
+def test_what_no_kernel_computes_is_refused_before_anything_is_built(module, shape, said):
+    text = refusal(module, shape)
+    assert said in text and "called by" in text
+
+
+def overwritten(m, x):
+    y = torch.relu(x)
+    y[:, :4].mul_(2)
+    return y + 1
+
+
+def test_write_in_place_that_is_read_through_another_name_is_refused():
+    assert "read again through a view" in refusal(Fn(overwritten), (2, 8))
+
+
+def test_activations_in_place_are_ordinary():
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True), nn.Dropout(), nn.Hardswish(inplace=True))
+    assert "relu" in kernels(lowered(module, (1, 3, 4, 4)))[0]
+
+
+def test_other_types_than_float32_are_refused():
+    module = nn.Linear(8, 4).double()
+    with pytest.raises(CompileError, match=r"'weight' is torch.float64.*\.float\(\)"):
+        lower(trace(module.eval(), torch.randn(1, 8, dtype=torch.float64)), PROFILE)
+    with pytest.raises(CompileError, match="input 'input' is torch.float64"):
+        lower(trace(nn.ReLU(), torch.randn(1, 8, dtype=torch.float64)), PROFILE)

@@ -1,0 +1,89 @@
+"""Workloads as values: text, equality, bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwprune.workload import OpCall, TensorSpec, Workload
+
+
+def convolution(**changes) -> Workload:
+    conv = OpCall.make("conv2d", 0, 1, stride=[2, 2], padding=[1, 1, 1, 1], layout="nhwc", groups=1)
+    bias, relu = OpCall.make("add", 3, 2), OpCall.make("leaky_relu", 4, slope=0.1)
+    inputs = (TensorSpec((1, 8, 8, 16)), TensorSpec((2, 3, 3, 16, 8), "weight"), TensorSpec((16,), "weight"))
+    return replace(Workload(inputs, (conv, bias, relu), TensorSpec((1, 4, 4, 16)), macs=36864), **changes)
+
+
+def test_key_is_canonical_text():
+    assert convolution().key == (
+        "(dfloat32[1,8,8,16],wfloat32[2,3,3,16,8],wfloat32[16])"
+        "conv2d(0,1 groups=1 layout=nhwc padding=1x1x1x1 stride=2x2);add(3,2);leaky_relu(4 slope=0.1)"
+        "->dfloat32[1,4,4,16]"
+    )
+
+
+def test_attributes_have_no_order_and_lists_are_tuples():
+    assert OpCall.make("pool2d", 0, kind="max", kernel=[2, 3]) == OpCall.make("pool2d", 0, kernel=(2, 3), kind="max")
+    assert hash(convolution()) == hash(convolution())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        convolution(inputs=(TensorSpec((1, 8, 8, 24)), *convolution().inputs[1:])),
+        convolution(output=TensorSpec((1, 4, 4, 24))),
+        convolution(ops=convolution().ops[:2]),
+        convolution(ops=(*convolution().ops[:2], OpCall.make("leaky_relu", 4, slope=0.2))),
+        convolution(ops=(*convolution().ops[:2], OpCall.make("leaky_relu", 3, slope=0.1))),
+        convolution(inputs=(TensorSpec((1, 8, 8, 16), "weight"), *convolution().inputs[1:])),
+        convolution(inputs=(TensorSpec((1, 8, 8, 16), dtype="float16"), *convolution().inputs[1:])),
+    ],
+)
+def test_whatever_changes_the_kernel_changes_the_key(other):
+    assert other.key != convolution().key
+
+
+def test_macs_do_not_change_the_kernel():
+    """Two widths in one vector run the same kernel: the measurement is shared."""
+    assert convolution(macs=1).key == convolution().key
+
+
+def test_bytes_are_hand_arithmetic():
+    workload = convolution()
+    assert workload.weight_bytes == 4 * (2 * 3 * 3 * 16 * 8 + 16)
+    assert workload.bytes_moved == workload.weight_bytes + 4 * (8 * 8 * 16 + 4 * 4 * 16)
+    assert TensorSpec((3, 5), dtype="int64").size_bytes == 120
+
+
+def test_anchor():
+    assert convolution().anchor.op == "conv2d"
+    assert Workload((TensorSpec((4,)),), (OpCall.make("relu", 0),), TensorSpec((4,))).anchor is None
+
+
+def test_attributes_by_name():
+    call = OpCall.make("clip", 0, low=0.0, high=6.0)
+    assert call["high"] == 6.0 and call.get("absent", 3) == 3
+    with pytest.raises(KeyError):
+        call["absent"]
+
+
+values = st.one_of(st.integers(-5, 5), st.floats(allow_nan=False, allow_infinity=False), st.text("ab", max_size=3), st.none(),
+                   st.booleans(), st.lists(st.integers(0, 9), max_size=4))  # fmt: skip
+specs = st.builds(TensorSpec, st.lists(st.integers(1, 99), min_size=1, max_size=5).map(tuple), st.sampled_from(["data", "weight"]))
+
+
+@given(
+    st.lists(specs, min_size=1, max_size=3).map(tuple),
+    st.lists(st.dictionaries(st.sampled_from(["stride", "value", "low"]), values), min_size=1, max_size=3),
+    specs,
+    st.integers(0, 10**12),
+)
+def test_json_gives_the_same_workload_back(inputs, attributes, output, macs):
+    workload = Workload(inputs, tuple(OpCall.make("op", 0, **a) for a in attributes), output, macs)
+    back = Workload.from_json(json.dumps(workload.to_json()))
+    assert back == workload and back.key == workload.key
