@@ -74,9 +74,11 @@ class Measurer:
 
     def _measure(self, workload: Workload, effort: str) -> None:
         own, related, finalists, rounds = EFFORTS[effort]
-        offered = [c.to_text() for c in candidates(workload, self.profile)[:own]]
+        failed = self.store.failures(workload, self.context)
+        offered = [text for c in candidates(workload, self.profile) if (text := c.to_text()) not in failed][:own]
         incumbent = self._known.get(workload.key)
-        configs = list(dict.fromkeys([*([incumbent.config] if incumbent else []), *self._of_relatives(workload, related), *offered]))
+        known = [*([incumbent.config] if incumbent else []), *self._of_relatives(workload, related)]
+        configs = [text for text in dict.fromkeys([*known, *offered]) if text not in failed]
         remaining, answer = configs, None
         while remaining and answer is None:
             try:
@@ -85,7 +87,9 @@ class Measurer:
                     timeout_s=30.0 + 5.0 * len(remaining),
                 )
             except WorkerLost as err:
-                remaining = self._without_culprit(workload, remaining, own, str(err))
+                survivors = self._without_culprit(workload, remaining, own, str(err))
+                # each runs alone, yet not all of them together: try fewer, so that this ends
+                remaining = survivors if len(survivors) < len(remaining) else survivors[: len(survivors) // 2]
         if answer is None:
             raise MeasureError(f"no schedule of workload {workload.key} runs on this machine")
         self._keep(workload, answer, own)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, Sequence
 
 from hwprune.errors import MeasureError
 from hwprune.target import TargetProfile
@@ -24,10 +25,12 @@ class Worker:
     Parameters
     ----------
     timeout_s : longest time to wait for one answer; after that the process is killed.
+    command : what is started, by default ``hwprune.measure.worker``; anything that speaks as it does.
     """
 
-    def __init__(self, profile: TargetProfile, threads: int, timeout_s: float = 60.0):
+    def __init__(self, profile: TargetProfile, threads: int, timeout_s: float = 60.0, command: Sequence[str] = ()):
         self.profile, self.threads, self.timeout_s = profile, threads, timeout_s
+        self._command = list(command) or [sys.executable, "-m", "hwprune.measure.worker"]
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
 
@@ -43,12 +46,16 @@ class Worker:
     def _start(self) -> None:
         environment = {**os.environ, "TVM_NUM_THREADS": str(self.threads), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hwprune.measure.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True,
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment, start_new_session=True,
         )
         self._answers = queue.Queue()
         threading.Thread(target=_drain, args=(self._process.stdout, self._answers), daemon=True).start()
-        self._exchange({"do": "start", "profile": self.profile.model_dump_json(by_alias=True)}, max(self.timeout_s, 120.0))
+        try:
+            self._exchange({"do": "start", "profile": self.profile.model_dump_json(by_alias=True)}, max(self.timeout_s, 120.0))
+        except MeasureError:
+            self.close()  # it could not even time its reference kernel: it is of no use for anything else
+            raise
 
     def _exchange(self, request: dict, timeout_s: float) -> dict:
         try:
@@ -59,6 +66,9 @@ class Worker:
             self.close()
             why = "did not answer in time" if isinstance(err, queue.Empty) else "ended"
             raise WorkerLost(f"the measuring process {why} on request {request['do']!r}") from None
+        except BaseException:  # Ctrl-C: the answer that is still to come belongs to no later request
+            self.close()
+            raise
         if line is None:
             code = self._process.wait()
             self.close()
@@ -72,6 +82,8 @@ class Worker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            with contextlib.suppress(OSError):  # what it did not read is lost with it
+                self._process.stdin.close()
             self._process = None
 
     def __enter__(self) -> "Worker":

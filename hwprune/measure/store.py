@@ -97,7 +97,7 @@ class Store:
 
     def _set_aside(self) -> Path:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}-{os.getpid()}")
         os.replace(self.path, aside)
         for suffix in ("-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
@@ -126,19 +126,20 @@ class Store:
 
     def best_of(self, workloads: Sequence[Workload], context: Context) -> list[Measurement | None]:
         """``best`` of each, in one pass over the store."""
-        return [self._table(context).get(w.key) for w in workloads]
+        table = self._table(context)
+        return [table.get(w.key) for w in workloads]
 
     def all_best(self, context: Context) -> list[Measurement]:
         """The fastest schedule of every workload measured in ``context``."""
         return list(self._table(context).values())
 
-    def tried(self, workload: Workload, context: Context) -> set[str]:
-        """Schedules of ``workload`` that were measured or failed."""
+    def failures(self, workload: Workload, context: Context) -> dict[str, str]:
+        """Schedules of ``workload`` that cannot be built or run -> why."""
         rows = self._execute(
-            "SELECT config FROM measurement WHERE workload=? AND device=? AND threads=? AND software=?",
+            "SELECT config, failure FROM measurement WHERE workload=? AND device=? AND threads=? AND software=? AND failure IS NOT NULL",
             (workload.key, context.device, context.threads, context.software),
         )
-        return {config for (config,) in rows}
+        return dict(rows)
 
     def _table(self, context: Context) -> dict[str, Measurement]:
         rows = self._execute(

@@ -74,7 +74,7 @@ OWN = {
     "shortcuts": (Shortcuts, (1, 3, 8, 8)),
 }
 #: networks of the graph tests that the compiler has kernels for
-SHARED = ("flat", "option_a", "residual", "inverted", "dense", "inception", "shared")
+SHARED = ("flat", "option_a", "residual", "inverted", "dense", "inception")
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:

@@ -1,0 +1,189 @@
+"""The measuring process may crash, hang or refuse; the run goes on. With a fake process: nothing is built here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from measure_fakes import COMMAND
+
+from hwprune.errors import MeasureError
+from hwprune.kernels.schedule import Config
+from hwprune.measure import measurer as measurer_module
+from hwprune.measure.measurer import EFFORTS, Measurer
+from hwprune.measure.process import Worker, WorkerLost
+from hwprune.measure.store import Store
+from hwprune.target import load_file, shipped_folder
+from hwprune.workload import OpCall, TensorSpec, Workload
+
+PROFILE = load_file(shipped_folder() / "x86.toml")
+
+
+@pytest.fixture
+def worker():
+    with Worker(PROFILE, threads=2, timeout_s=10.0, command=COMMAND) as worker:
+        yield worker
+
+
+# --- the process ------------------------------------------------------------------------------------------------
+
+def test_one_process_answers_all_requests_with_its_thread_count(worker):
+    first, second = worker.ask("echo", say="a"), worker.ask("echo", say="ä\n")
+    assert (first["said"], second["said"]) == ("a", "ä\n")
+    assert first["pid"] == second["pid"] and first["threads"] == "2"
+
+
+def test_after_a_crash_the_next_request_works(worker):
+    before = worker.ask("echo", say=1)["pid"]
+    with pytest.raises(WorkerLost, match="ended with code 7 on request 'crash'"):
+        worker.ask("crash")
+    assert worker.ask("echo", say=2)["pid"] != before
+
+
+def test_after_a_hang_the_next_request_works_and_the_process_is_gone(worker):
+    before = worker.ask("echo", say=1)["pid"]
+    start = time.monotonic()
+    with pytest.raises(WorkerLost, match="did not answer in time on request 'hang'"):
+        worker.ask("hang", timeout_s=0.3)
+    assert time.monotonic() - start < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(before, 0)
+    assert worker.ask("echo", say="mine")["said"] == "mine"
+
+
+def test_process_killed_from_outside(worker):
+    pid = worker.ask("echo", say=1)["pid"]
+    os.kill(pid, 9)
+    with pytest.raises(WorkerLost, match="'echo'"):
+        worker.ask("echo", say=2)
+    assert worker.ask("echo", say=3)["said"] == 3
+
+
+def test_refused_request_leaves_the_process_alive(worker):
+    pid = worker.ask("echo", say=1)["pid"]
+    with pytest.raises(MeasureError, match="cannot do 'fail': three is not a number") as caught:
+        worker.ask("fail")
+    assert not isinstance(caught.value, WorkerLost)
+    assert worker.ask("echo", say=1)["pid"] == pid
+
+
+def test_process_that_cannot_start_says_so_each_time(worker, monkeypatch):
+    monkeypatch.setenv("FAKE_START", "refuse")
+    for _ in range(2):
+        with pytest.raises(MeasureError, match="cannot do 'start': no such processor"):
+            worker.ask("echo", say=1)
+    monkeypatch.delenv("FAKE_START")
+    assert worker.ask("echo", say=1)["said"] == 1
+
+
+def test_answer_to_an_interrupted_request_goes_to_nobody(worker):
+    """Ctrl-C while a measurement runs: its answer must not be taken for that of the next request."""
+    worker.ask("echo", say=1)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask("hang", timeout_s=20.0)
+    assert worker.ask("echo", say="after")["said"] == "after"
+
+
+# --- the measurer over it ---------------------------------------------------------------------------------------
+
+def workload(op: str = "relu") -> Workload:
+    spec = TensorSpec((1, 4, 4, 8))
+    return Workload((spec,), (OpCall.make(op, 0),), spec)
+
+
+def schedules(*does: str | int) -> list[Config]:
+    return [Config.make("fake", us=d) if isinstance(d, int) else Config.make("fake", does=d) for d in does]
+
+
+@pytest.fixture
+def measuring(tmp_path, monkeypatch):
+    """``measuring(*schedules)``: a measurer whose rule offers these, over the fake process; and the process's log."""
+    opened = []
+    log = tmp_path / "log"
+    monkeypatch.setenv("FAKE_LOG", str(log))
+
+    def make(*does: str | int) -> Measurer:
+        monkeypatch.setattr(measurer_module, "candidates", lambda workload, profile: schedules(*does))
+        store = Store(tmp_path / "m.sqlite")
+        measurer = Measurer(PROFILE, store)
+        measurer._worker = Worker(PROFILE, 2, command=COMMAND)
+        opened.append(measurer)
+        return measurer
+
+    make.log = lambda: log.read_text().splitlines() if log.exists() else []
+    yield make
+    for measurer in opened:
+        measurer.close()
+        measurer.store.close()
+
+
+def test_fastest_schedule_is_kept_and_found_again(measuring):
+    measurer = measuring(70, 30, 50)
+    measurer.ensure([workload(), workload()])
+    assert measurer.best(workload()).latency_us == 30.0
+    assert measurer.schedule(workload()) == Config.make("fake", us=30)
+    again = measuring(70, 30, 50)
+    assert again.best(workload()).latency_us == 30.0
+    before = len(measuring.log())
+    again.ensure([workload()])
+    assert len(measuring.log()) == before  # nothing is measured twice
+
+
+def test_quick_tries_the_first_few_and_tuning_more(measuring):
+    measurer = measuring(90, 80, 70, 60, 50)
+    measurer.ensure([workload()], "quick")
+    assert measurer.best(workload()).latency_us == 70.0  # three of five
+    assert EFFORTS["quick"][0] == 3
+    measurer.ensure([workload()], "tune")
+    assert measurer.best(workload()).latency_us == 50.0
+
+
+def test_crashing_schedule_is_recorded_and_the_others_are_measured(measuring):
+    measurer = measuring(70, "crash", 50)
+    measurer.ensure([workload()])
+    assert measurer.best(workload()).latency_us == 50.0
+    ((config, why),) = measurer.store.failures(workload(), measurer.context).items()
+    assert "crash" in config and "ended with code 11" in why
+
+
+def test_schedule_that_failed_is_not_tried_again(measuring):
+    measurer = measuring(70, "crash", 50)
+    measurer.ensure([workload()], "quick")
+    starts = measuring.log().count("start")
+    measurer.ensure([workload()], "tune")
+    assert measuring.log().count("start") == starts
+
+
+def test_schedule_that_cannot_be_built_is_recorded(measuring):
+    measurer = measuring("refuse", 40)
+    measurer.ensure([workload()])
+    assert measurer.best(workload()).latency_us == 40.0
+    assert list(measurer.store.failures(workload(), measurer.context).values()) == ["does not divide"]
+
+
+def test_schedules_that_only_crash_together_come_to_an_end(measuring):
+    measurer = measuring("together", 60, 50)
+    measurer.ensure([workload()])
+    assert measurer.best(workload()).latency_us == 100.0  # the fake's default, alone
+    assert measurer.store.failures(workload(), measurer.context) == {}
+
+
+@pytest.mark.parametrize("does, said", [(("crash", "crash"), "runs on this machine"), (("refuse",), "can be built: does not divide")])
+def test_workload_without_any_schedule_says_so(measuring, does, said):
+    measurer = measuring(*does)
+    with pytest.raises(MeasureError, match=f"no schedule of workload .*relu.* {said}"):
+        measurer.ensure([workload()])
+    assert measurer.best(workload()) is None
+
+
+def test_what_was_measured_before_a_failure_is_kept(measuring, monkeypatch):
+    measurer = measuring(40)
+    offered = {"relu": schedules(40), "tanh": schedules("refuse")}
+    monkeypatch.setattr(measurer_module, "candidates", lambda w, profile: offered[w.ops[0].op])
+    with pytest.raises(MeasureError, match="tanh"):
+        measurer.ensure([workload("relu"), workload("tanh")])
+    assert measurer.store.best(workload("relu"), measurer.context).latency.latency_us == 40.0
