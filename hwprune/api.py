@@ -1,9 +1,9 @@
 """The Python interface: what the commands do, as functions.
 
-    import hwprune
-    result = hwprune.search(model, example_input, target="native", latency="0.5x")
-    result.plan, result.model, result.frontier, result.table()
-    result.compile("artifact")
+import hwprune
+result = hwprune.search(model, example_input, target="native", latency="0.5x")
+result.plan, result.model, result.frontier, result.table()
+result.compile("artifact")
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import difflib
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from hwprune.budget import parse_bytes, parse_latency
-from hwprune.compile.lower import lower
+from hwprune.compile.lower import Network, lower
 from hwprune.costing import Costing, load_target
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
@@ -31,7 +31,8 @@ from hwprune.record import Stopwatch, data_facts, machine, now, versions
 from hwprune.results import BenchRow, FrozenRow, GroupRow, InspectReport, MeasureReport
 from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
 from hwprune.run_folder import RunFolder, default_out
-from hwprune.search.driver import NetworkFigures, Outcome, Search, Settings
+from hwprune.search.driver import Search
+from hwprune.search.outcome import NetworkFigures, Outcome, Settings
 from hwprune.search.problem import top_units
 from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
@@ -114,7 +115,13 @@ def search(
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
     with clock.step("search"), Costing(profile, store, progress) as cost:
         learner = cost if cost.measurable else None
-        outcome = Search(NetworkView(network, graph), scores, cost.model, settings, learner, cost.prior, progress).run()
+        view = NetworkView(network, graph)
+
+        def lowered(widths: Mapping[str, int]) -> Network:
+            kept = {g: top_units(scores[g], k) for g, k in widths.items()}
+            return lower(trace(prune(model, graph, kept)[0], example_input), profile)
+
+        outcome = Search(view, scores, cost.model, settings, learner, lowered, cost.prior, progress).run()
     plan = _plan(graph, scores, outcome, target, model_spec, example_input, criterion.name, strategy)
     with clock.step("prune", "pruning and proof"):
         pruned, rewrites = prune(model, graph, {c.group: c.kept for c in plan.choices})
@@ -124,8 +131,12 @@ def search(
         "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze), "seed": seed,
         "threads": threads, "store": str(store) if store else None,
     }  # fmt: skip
-    record = _record(options, profile, outcome, {"spec": model_spec, "weights_sha256": weights_sha256}, data_facts(data, data_spec))
-    result = SearchResult(plan, model, pruned, graph, outcome.frontier, proof, record, example_input, data, folder and folder.path)
+    record = _record(
+        options, profile, outcome, {"spec": model_spec, "weights_sha256": weights_sha256}, data_facts(data, data_spec)
+    )
+    result = SearchResult(
+        plan, model, pruned, graph, outcome.frontier, proof, record, example_input, data, folder and folder.path
+    )
     result.save_search(rewrites)
     if data is not None:
         result.recover(finetune, clock, progress)
@@ -137,7 +148,12 @@ def search(
 
 
 def finetune_run(
-    path: str | Path, epochs: int, *, data: DataSet | None = None, model: nn.Module | None = None, resume: bool = False,
+    path: str | Path,
+    epochs: int,
+    *,
+    data: DataSet | None = None,
+    model: nn.Module | None = None,
+    resume: bool = False,
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Fine-tune the run in ``path``; its weights and table are written anew.
@@ -151,8 +167,14 @@ def finetune_run(
 
 
 def compile_run(
-    path: str | Path, *, target: str | None = None, out: str | Path | None = None, model: nn.Module | None = None,
-    threads: int | None = None, store: str | Path | None = None, progress: Progress = SILENT,
+    path: str | Path,
+    *,
+    target: str | None = None,
+    out: str | Path | None = None,
+    model: nn.Module | None = None,
+    threads: int | None = None,
+    store: str | Path | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Compile the pruned network of the run in ``path``; returns the artifact's folder.
 
@@ -165,20 +187,37 @@ def compile_run(
         return result.compile(threads=threads, store=store, progress=progress)
     folder = Path(out) if out is not None else RunFolder(path).path / f"artifact_{Path(target or own).stem}"
     facts = {"run": str(path), "model": result.plan.model, "network": "pruned"}
-    return compile_to(result.model, result.example_input, load_target(target or own, threads), folder, store, facts, progress)
+    return compile_to(
+        result.model, result.example_input, load_target(target or own, threads), folder, store, facts, progress
+    )
 
 
 def compile_model(
-    model: nn.Module, example_input: torch.Tensor, *, target: str = "native", out: str | Path, threads: int | None = None,
-    store: str | Path | None = None, model_spec: str = IN_MEMORY, progress: Progress = SILENT,
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    target: str = "native",
+    out: str | Path,
+    threads: int | None = None,
+    store: str | Path | None = None,
+    model_spec: str = IN_MEMORY,
+    progress: Progress = SILENT,
 ) -> Path:
     """Compile any network as it is; returns the artifact's folder, ``out``."""
-    return compile_to(model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress)
+    return compile_to(
+        model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress
+    )
 
 
 def bench(
-    subject: str | Path | nn.Module, *, example_input: torch.Tensor | None = None, target: str = "native",
-    vs: Sequence[str] = (), threads: int | None = None, store: str | Path | None = None, rounds: int = 20,
+    subject: str | Path | nn.Module,
+    *,
+    example_input: torch.Tensor | None = None,
+    target: str = "native",
+    vs: Sequence[str] = (),
+    threads: int | None = None,
+    store: str | Path | None = None,
+    rounds: int = 20,
     progress: Progress = SILENT,
 ) -> list[BenchRow]:
     """Time an artifact folder, a run folder (dense and pruned) or a module, interleaved with the engines ``vs``.
@@ -195,8 +234,14 @@ def bench(
 
 
 def measure(
-    model: nn.Module, example_input: torch.Tensor, *, target: str = "native", freeze: Sequence[str] = (), threads: int | None = None,
-    store: str | Path | None = None, progress: Progress = SILENT,
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    target: str = "native",
+    freeze: Sequence[str] = (),
+    threads: int | None = None,
+    store: str | Path | None = None,
+    progress: Progress = SILENT,
 ) -> MeasureReport:
     """Time the kernels of ``model``, dense and uniformly narrowed, on ``target`` and keep them in the store.
 
@@ -211,14 +256,18 @@ def measure(
     with Costing(profile, store, progress) as cost:
         cost.measure(view.workloads({}), "tune")
         widths = candidate_widths(view, full, cost.prior)
-        narrowed = [{g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES]
+        narrowed = [
+            {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
+        ]
         kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
         known = sum(cost.model.is_measured(w) for w in kernels.values())
         cost.measure(list(kernels.values()))
         return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
 
 
-def inspect(model: nn.Module, example_input: torch.Tensor, *, freeze: Sequence[str] = (), model_spec: str = IN_MEMORY) -> InspectReport:
+def inspect(
+    model: nn.Module, example_input: torch.Tensor, *, freeze: Sequence[str] = (), model_spec: str = IN_MEMORY
+) -> InspectReport:
     """Groups, couplings, and what is frozen and why."""
     traced = trace(model, example_input)
     graph = analyze(traced, freeze)
@@ -259,15 +308,29 @@ def _scoring_batches(data: DataSet | None, seed: int):
 
 
 def _plan(
-    graph: ChannelGraph, scores, outcome: Outcome, target: str, model: str, example: torch.Tensor, importance: str, strategy: str
+    graph: ChannelGraph,
+    scores,
+    outcome: Outcome,
+    target: str,
+    model: str,
+    example: torch.Tensor,
+    importance: str,
+    strategy: str,
 ) -> PruningPlan:
     choices = tuple(
         GroupChoice(group=g.id, width=g.width, kept=top_units(scores[g.id], outcome.widths[g.id])) for g in graph.groups
     )
     return PruningPlan(
-        target=target, model=model, input_shape=tuple(example.shape), importance=importance, strategy=strategy, choices=choices,
-        dense=_predicted(graph, outcome.dense, {}), predicted=_predicted(graph, outcome.chosen, outcome.widths),
-        importance_kept=min(1.0, outcome.importance_kept), gap=outcome.gap,
+        target=target,
+        model=model,
+        input_shape=tuple(example.shape),
+        importance=importance,
+        strategy=strategy,
+        choices=choices,
+        dense=_predicted(graph, outcome.dense, {}),
+        predicted=_predicted(graph, outcome.chosen, outcome.widths),
+        importance_kept=min(1.0, outcome.importance_kept),
+        gap=outcome.gap,
     )
 
 
@@ -275,14 +338,20 @@ def _predicted(graph: ChannelGraph, figures: NetworkFigures, widths: dict[str, i
     e, shapes = figures.latency, graph.shapes(widths)
     parameters = graph.traced.exported.graph_signature.inputs_to_parameters
     return Predicted(
-        latency_us=Figure(value=e.latency_us, provenance=e.provenance, low=e.low_us, high=e.high_us), macs=figures.macs,
-        parameters=sum(torch.Size(shapes(node)).numel() for node in parameters), size_bytes=figures.weight_bytes,
+        latency_us=Figure(value=e.latency_us, provenance=e.provenance, low=e.low_us, high=e.high_us),
+        macs=figures.macs,
+        parameters=sum(torch.Size(shapes(node)).numel() for node in parameters),
+        size_bytes=figures.weight_bytes,
         peak_memory_bytes=figures.peak_memory_bytes,
     )
 
 
 def _record(
-    options: dict[str, Any], profile: TargetProfile, outcome: Outcome, model: dict[str, Any], data: dict[str, Any] | None
+    options: dict[str, Any],
+    profile: TargetProfile,
+    outcome: Outcome,
+    model: dict[str, Any],
+    data: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The run's record: see ``hwprune.run_folder``."""
     return {

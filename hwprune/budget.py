@@ -62,13 +62,17 @@ def _parse(text: str, what: str, units: dict[str, float], examples: str) -> Budg
     match = _PATTERN.match(text)
     unit = match.group(2) if match else ""
     if match is None or (unit not in ("x", "%") and unit.lower() not in units):
-        raise UsageError(f"the {what} budget {text!r} is not understood; write a number with its unit, such as {examples}")
+        raise UsageError(
+            f"the {what} budget {text!r} is not understood; write a number with its unit, such as {examples}"
+        )
     value = float(match.group(1))
     if not value > 0 or value == float("inf"):
         raise UsageError(f"the {what} budget {text!r} must be more than zero; write for example {examples}")
     if unit in ("x", "%"):
         share = value if unit == "x" else value / 100
         if share > 1:
-            raise UsageError(f"the {what} budget {text!r} is more than the dense network takes; a share lies between 0x and 1x")
+            raise UsageError(
+                f"the {what} budget {text!r} is more than the dense network takes; a share lies between 0x and 1x"
+            )
         return Budget(text.strip(), relative=share)
     return Budget(text.strip(), absolute=value * units[unit.lower()])

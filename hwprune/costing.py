@@ -33,6 +33,7 @@ class Costing:
         """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
         self.profile, self.measurable = profile, profile.runs_here()
         self.prior = AnalyticModel(profile)
+        self._networks: list[tuple[float, float]] = []
         self.model: CostModel = self.prior
         if self.measurable:
             from hwprune.measure.measurer import Measurer
@@ -48,17 +49,21 @@ class Costing:
         self.model.refresh()
 
     def calibrate(self, network: "Network") -> None:
-        """Learn what a kernel costs in ``network`` beyond what it costs alone; its kernels must be measured.
+        """Learn what a whole network takes beside the sum of its kernels, all of which must be measured.
 
-        Kept in the store for the network's workloads, so that a search that is repeated finds it.
+        The first network that is given, the dense one, and the last one count. What was timed is kept in the store
+        under the network's kernels and schedules, so that a search that is repeated finds it.
         """
-        text = "\n".join(w.key for w in network.workloads())
-        name = f"kernel_overhead_us of {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        value = self.store.calibration(name, self.measurer.context)
-        if value is None:
-            value = self.measurer.network_overhead_us(network)
-            self.store.calibrate(name, value, self.measurer.context)
-        self.model.overheads_us = (value, 0.0)
+        workloads = network.workloads()
+        text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in workloads)
+        name = f"network_us of {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        alone = self.model.isolated_us(workloads)
+        whole = self.store.calibration(name, self.measurer.context)
+        if whole is None:
+            whole = alone + self.measurer.network_overhead_us(network) * len(workloads)
+            self.store.calibrate(name, whole, self.measurer.context)
+        self._networks.append((alone, whole))
+        self.model.fit(self._networks)
 
     def pick(self, workload: Workload) -> "Config":
         """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""
@@ -86,5 +91,7 @@ def load_target(name: str, threads: int | None = None) -> TargetProfile:
     if threads is None:
         return profile
     if not 1 <= threads <= profile.cores:
-        raise UsageError(f"target {name!r} has {profile.cores} cores, but {threads} threads were asked for; give 1 to {profile.cores}")
+        raise UsageError(
+            f"target {name!r} has {profile.cores} cores, but {threads} threads were asked for; give 1 to {profile.cores}"
+        )
     return profile.model_copy(update={"threads": threads})

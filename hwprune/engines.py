@@ -25,7 +25,9 @@ def engine_timer(name: str, model: "nn.Module", example: "torch.Tensor", threads
     try:
         return ENGINES[name](model, example, threads)
     except ModuleNotFoundError as err:
-        raise UsageError(f"engine {name!r} needs {err.name}, which is not installed; run `pip install 'hwprune[bench]'`") from None
+        raise UsageError(
+            f"engine {name!r} needs {err.name}, which is not installed; run `pip install 'hwprune[bench]'`"
+        ) from None
     except HwpruneError:
         raise
     except Exception as err:  # exporters and engines raise all kinds of exceptions
@@ -94,8 +96,13 @@ def _onnx(model: "nn.Module", example: "torch.Tensor", folder: Path) -> Path:
     quiet, previous = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with mode(model, False), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(quiet), \
-                contextlib.redirect_stderr(quiet):
+        with (
+            mode(model, False),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(quiet),
+            contextlib.redirect_stderr(quiet),
+        ):
             warnings.simplefilter("ignore")
             torch.onnx.export(model, (example,), path, dynamo=True)
     finally:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 COUNTED, MEASURED = "counted", "measured"
 
 
-def result_rows(plan: PruningPlan, models: tuple["nn.Module", "nn.Module"], record: Mapping[str, Any], out: Path | None) -> list[ResultRow]:
+def result_rows(
+    plan: PruningPlan, models: tuple["nn.Module", "nn.Module"], record: Mapping[str, Any], out: Path | None
+) -> list[ResultRow]:
     """Accuracy, parameters, size, memory, MACs, predicted and measured latency of the dense and the pruned network.
 
     models : dense, pruned. record : of the run; its ``accuracy`` and ``measured`` hold what was found of each.
@@ -49,9 +51,14 @@ def _size(models: tuple["nn.Module", "nn.Module"], out: Path | None) -> ResultRo
     """Of the artifacts where both are compiled, else of the weights."""
     if out is not None:
         folder = RunFolder(out)
-        for paths, note in (((folder.artifact_dense, folder.artifact), "artifact"), ((folder.dense, folder.model), "weights")):
+        for paths, note in (
+            ((folder.artifact_dense, folder.artifact), "artifact"),
+            ((folder.dense, folder.model), "weights"),
+        ):
             if all(p.exists() for p in paths):
-                return ResultRow("size on disk", "bytes", *(Figure(value=_bytes_of(p), provenance=MEASURED) for p in paths), note)
+                return ResultRow(
+                    "size on disk", "bytes", *(Figure(value=_bytes_of(p), provenance=MEASURED) for p in paths), note
+                )
     sizes = (sum(t.numel() * t.element_size() for t in m.state_dict().values()) for m in models)
     return ResultRow("size on disk", "bytes", *(Figure(value=s, provenance=COUNTED) for s in sizes), "weights")
 
@@ -63,4 +70,9 @@ def _bytes_of(path: Path) -> int:
 def _measured(record: Mapping[str, Any]) -> ResultRow:
     found = record.get("measured") or {}
     figures = (Figure.model_validate(found[side]) if found.get(side) else None for side in ("dense", "pruned"))
-    return ResultRow("latency, measured", "us", *figures, "" if found.get("pruned") else found.get("note", "not compiled; use --compile"))
+    return ResultRow(
+        "latency, measured",
+        "us",
+        *figures,
+        "" if found.get("pruned") else found.get("note", "not compiled; use --compile"),
+    )

@@ -21,9 +21,15 @@ from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.timing import Timer
 
+
 def compile_to(
-    model: nn.Module, example: torch.Tensor, profile: TargetProfile, out: Path, store: str | Path | None,
-    record: dict[str, Any], progress: Progress = SILENT,
+    model: nn.Module,
+    example: torch.Tensor,
+    profile: TargetProfile,
+    out: Path,
+    store: str | Path | None,
+    record: dict[str, Any],
+    progress: Progress = SILENT,
 ) -> Path:
     """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can."""
     network = lower(trace(model, example), profile)
@@ -38,7 +44,9 @@ def artifact_timer(folder: Path, threads: int | None = None) -> Timer:
     return runtime.load(folder, threads=threads).time_us
 
 
-def time_pair(dense: Path, pruned: Path, profile: TargetProfile, store: str | Path | None, progress: Progress = SILENT) -> dict[str, Figure]:
+def time_pair(
+    dense: Path, pruned: Path, profile: TargetProfile, store: str | Path | None, progress: Progress = SILENT
+) -> dict[str, Figure]:
     """Measured latency of two artifacts in one run, as kernels are measured: microseconds, with the spread of its rounds."""
     with Costing(profile, store, progress) as cost, progress.task("timing both networks"):
         found = cost.measurer.time_artifacts([dense, pruned])
@@ -49,8 +57,13 @@ def time_pair(dense: Path, pruned: Path, profile: TargetProfile, store: str | Pa
 
 
 def timers_of(
-    subject: str | Path | nn.Module, example: torch.Tensor | None, target: str, engines: Sequence[str], threads: int | None,
-    store: str | Path | None, progress: Progress = SILENT,
+    subject: str | Path | nn.Module,
+    example: torch.Tensor | None,
+    target: str,
+    engines: Sequence[str],
+    threads: int | None,
+    store: str | Path | None,
+    progress: Progress = SILENT,
 ) -> list[tuple[str, Timer]]:
     """Named timers of an artifact, of both networks of a run, or of a module; each network in the ``engines`` as well."""
     if isinstance(subject, nn.Module):
@@ -58,7 +71,9 @@ def timers_of(
     folder = Path(subject)
     if (folder / "manifest.json").is_file():
         if engines:
-            raise UsageError(f"{folder} is an artifact and holds no torch network for {', '.join(engines)}; give the run folder or the model")
+            raise UsageError(
+                f"{folder} is an artifact and holds no torch network for {', '.join(engines)}; give the run folder or the model"
+            )
         return [(folder.name, artifact_timer(folder, threads))]
     return _timers_of_run(folder, engines, threads, store, progress)
 
@@ -93,4 +108,6 @@ def _engines(model, example, engines: Sequence[str], threads: int, suffix: str =
 
 def check_runs_here(profile: TargetProfile, what: str) -> None:
     if not profile.runs_here():
-        raise UsageError(f"this machine cannot run code for target {profile.name!r} ({profile.architecture}), so {what}")
+        raise UsageError(
+            f"this machine cannot run code for target {profile.name!r} ({profile.architecture}), so {what}"
+        )

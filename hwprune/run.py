@@ -61,7 +61,9 @@ class SearchResult:
         """Dense beside pruned: accuracy, parameters, size, memory, MACs, predicted and measured latency."""
         return result_rows(self.plan, (self.dense, self.model), self.record, self.out)
 
-    def finetune(self, epochs: int, *, data: DataSet | None = None, resume: bool = False, progress: Progress = SILENT) -> "TrainReport":
+    def finetune(
+        self, epochs: int, *, data: DataSet | None = None, resume: bool = False, progress: Progress = SILENT
+    ) -> "TrainReport":
         """Train ``model`` in place with ``dense`` as teacher; the best checkpoint is kept and the run's files follow."""
         self.data = data or self.data
         if self.data is None:
@@ -74,7 +76,12 @@ class SearchResult:
         return report
 
     def compile(
-        self, out: str | Path | None = None, *, dense: bool = True, threads: int | None = None, store: str | Path | None = None,
+        self,
+        out: str | Path | None = None,
+        *,
+        dense: bool = True,
+        threads: int | None = None,
+        store: str | Path | None = None,
         progress: Progress = SILENT,
     ) -> Path:
         """Compile ``model`` for the plan's target into ``out`` (default: ``artifact`` in the run's folder).
@@ -90,7 +97,9 @@ class SearchResult:
         profile = load_target(self.plan.target, threads or asked["threads"])
         folder = Path(out) if out is not None else self.folder.artifact
         facts, store = {"model": self.plan.model, "run": str(self.out) if self.out else None}, store or asked["store"]
-        artifact = compile_to(self.model, self.example_input, profile, folder, store, {**facts, "network": "pruned"}, progress)
+        artifact = compile_to(
+            self.model, self.example_input, profile, folder, store, {**facts, "network": "pruned"}, progress
+        )
         if dense:
             beside = folder.with_name(f"{folder.name}_dense")
             compile_to(self.dense, self.example_input, profile, beside, store, {**facts, "network": "dense"}, progress)
@@ -117,7 +126,9 @@ class SearchResult:
     def folder(self) -> RunFolder | None:
         return RunFolder(self.out) if self.out is not None else None
 
-    def recover(self, epochs: int, clock: Stopwatch, progress: Progress, *, resume: bool = False) -> "TrainReport | None":
+    def recover(
+        self, epochs: int, clock: Stopwatch, progress: Progress, *, resume: bool = False
+    ) -> "TrainReport | None":
         """Recalibrate BatchNorm, train for ``epochs``, and note the accuracies; needs ``data``."""
         from hwprune.train.bn import recalibrate
         from hwprune.train.evaluate import accuracy
@@ -144,7 +155,9 @@ class SearchResult:
         from hwprune.train.finetune import finetune
 
         folder = self.folder.finetune if self.folder else None
-        return finetune(self.model, self.dense, self.data, epochs=epochs, seed=seed, folder=folder, resume=resume, progress=progress)
+        return finetune(
+            self.model, self.dense, self.data, epochs=epochs, seed=seed, folder=folder, resume=resume, progress=progress
+        )
 
     def save_search(self, rewrites: Sequence[Rewrite]) -> None:
         """Write what the search found; the run is loadable from here on."""
@@ -166,7 +179,9 @@ class SearchResult:
         self.rows = self.table()
         self.record.update(status="finished", finished=recording.now(), results=[row.to_json() for row in self.rows])
         if self.folder:
-            self.record["files"] = {p.name: sha256_file(p) for p in (self.folder.dense, self.folder.model, self.folder.plan)}
+            self.record["files"] = {
+                p.name: sha256_file(p) for p in (self.folder.dense, self.folder.model, self.folder.plan)
+            }
             self.folder.save_record(self.record)
 
 
@@ -199,7 +214,9 @@ def run_data(path: str | Path) -> DataSet | None:
 
 def _rebuilt(spec: str, folder: Path) -> nn.Module:
     if spec == IN_MEMORY:
-        raise UsageError(f"the model of {folder} was given in memory and cannot be rebuilt; pass it: load_run(path, model=...)")
+        raise UsageError(
+            f"the model of {folder} was given in memory and cannot be rebuilt; pass it: load_run(path, model=...)"
+        )
     from hwprune.spec.model import load_model
 
     return load_model(spec).module

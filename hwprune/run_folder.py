@@ -47,7 +47,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; give a folder with --out")
         if self.is_finished() and not force:
-            raise UsageError(f"{self.path} holds a finished run; give another folder with --out, or replace it with --force")
+            raise UsageError(
+                f"{self.path} holds a finished run; give another folder with --out, or replace it with --force"
+            )
         if self.path.is_dir() and any(self.path.iterdir()) and not self.record.exists():
             raise UsageError(f"{self.path} is not empty and holds no run; give a new or empty folder with --out")
         made = self._missing_parents()
@@ -57,7 +59,9 @@ class RunFolder:
                 probe.write(b"x")
                 probe.flush()
         except OSError as err:
-            raise HwpruneError(f"cannot write to {self.path}: {err.strerror or err}; choose another folder with --out") from None
+            raise HwpruneError(
+                f"cannot write to {self.path}: {err.strerror or err}; choose another folder with --out"
+            ) from None
         finally:
             for folder in made:  # a search that fails later leaves no empty folder behind
                 if folder.is_dir() and not any(folder.iterdir()):
@@ -83,14 +87,18 @@ class RunFolder:
         record = self.read_json(self.record)
         version = record.get("schema_version") if isinstance(record, dict) else None
         if version != SCHEMA_VERSION:
-            raise UsageError(f"{self.record} has schema_version {version!r}, this hwprune reads {SCHEMA_VERSION}; search again")
+            raise UsageError(
+                f"{self.record} has schema_version {version!r}, this hwprune reads {SCHEMA_VERSION}; search again"
+            )
         return record
 
     def read_json(self, path: Path) -> Any:
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
-            raise UsageError(f"{self.path} is no run folder: it has no {path.name}; give a folder that `hwprune search` wrote") from None
+            raise UsageError(
+                f"{self.path} is no run folder: it has no {path.name}; give a folder that `hwprune search` wrote"
+            ) from None
         except (OSError, ValueError) as err:
             raise UsageError(f"{path} cannot be read ({err}); restore it or search again") from None
 

@@ -46,6 +46,7 @@ def interleaved(
 
 def timer_of(call: Callable[[], object]) -> Timer:
     """A Timer of a Python callable; the call's own overhead counts, a few tenths of a microsecond."""
+
     def timed(runs: int) -> np.ndarray:
         samples = np.empty(runs)
         for i in range(runs):

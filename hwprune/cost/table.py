@@ -6,6 +6,10 @@ widths. Kernels of a family differ in how well the analytic model describes them
 measured over analytic is interpolated, with weights of inverse squared distance (Shepard, 1968) in the logarithms of
 output width and reduction length. Such an answer is still named ``analytic``, with an interval that widens with the
 distance to the nearest measured kernel.
+
+Kernels run alone find their operands in a near cache; in a network they do not always, and the more the larger the
+network is. So whole networks are timed, too, and ``fit`` puts a line through what they take over the sum of their
+kernels: every kernel is answered times the line's slope, and its intercept is the network's overhead.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ from typing import Any, Callable, Iterable, Protocol, Sequence
 import numpy as np
 
 from hwprune.cost.analytic import AnalyticModel
-from hwprune.cost.base import Estimate
+from hwprune.cost.base import Estimate, Provenance
 from hwprune.errors import NoLatency
 from hwprune.workload import Workload
 
 #: The interval of a calibrated answer is a factor exp(NEAR + FAR * distance in octaves), at most the analytic model's.
 #: Rough: between neighbours of a family a tuned kernel's efficiency was seen to move by 10 to 20 %.
 NEAR, FAR = 0.15, 0.15
+#: What a kernel in a network may take over what it takes alone, at the margin.
+_SLOPES = (0.7, 1.6)
 _LOG_WIDEST = math.log(2.0)
 
 
@@ -46,32 +52,40 @@ class TableModel:
     ----------
     load : all best measurements on this target, device and thread count; asked again at every ``refresh``.
     analytic : answers what was not measured; None to raise NoLatency instead.
-    overheads_us : (per kernel, per network) as calibrated against a compiled network; may be set later. By default a
-        kernel costs in a network what it costs alone (its start is part of the measurement), and the network what the
-        profile says.
     """
 
-    def __init__(
-        self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None,
-        overheads_us: tuple[float, float] | None = None,
-    ):  # fmt: skip
+    def __init__(self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None):
         self._load, self._analytic = load, analytic
-        self.overheads_us = overheads_us or (0.0, analytic.network_overhead_us if analytic else 0.0)
+        self._slope, self._intercept_us = 1.0, analytic.network_overhead_us if analytic else 0.0
         self.refresh()
 
     @property
     def kernel_overhead_us(self) -> float:
-        return self.overheads_us[0]
+        """None: the start of a kernel is part of its measurement."""
+        return 0.0
 
     @property
     def network_overhead_us(self) -> float:
-        return self.overheads_us[1]
+        return self._intercept_us
+
+    def fit(self, networks: Sequence[tuple[float, float]]) -> None:
+        """Calibrate by whole networks: (sum of their kernels run alone, measured latency), in microseconds.
+
+        The first is the dense one, the last the one that matters most. Forgets earlier calibrations.
+        """
+        self._slope, self._intercept_us = line_through(networks)
+        self.refresh()
+
+    def isolated_us(self, workloads: Sequence[Workload]) -> float:
+        """Sum of what the kernels take when each runs alone."""
+        return sum(e.latency_us for e in self.predict(workloads)) / self._slope
 
     def refresh(self) -> None:
         """Read the measurements anew, and with them the calibration of everything else."""
         found = list(self._load())
         self._measured = {
-            m.workload.key: Estimate(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured") for m in found
+            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured")
+            for m in found
         }
         self._fallback: dict[str, Estimate] = {}
         self._points = self._calibrate(found) if self._analytic is not None else {}
@@ -87,6 +101,9 @@ class TableModel:
         if fresh:
             self._estimate(list(fresh.values()))
         return [self._measured.get(w.key) or self._fallback[w.key] for w in workloads]
+
+    def _in_network(self, latency_us: float, low_us: float, high_us: float, provenance: Provenance) -> Estimate:
+        return Estimate(self._slope * latency_us, self._slope * low_us, self._slope * high_us, provenance)
 
     def _isolated_us(self, workloads: Sequence[Workload]) -> np.ndarray:
         """The analytic model's answer for kernels run alone, their start included as in a measurement."""
@@ -109,7 +126,7 @@ class TableModel:
         for name, members in families.items():
             ratios, spreads = self._calibration(name, np.array([position(workloads[i]) for i in members]))
             for i, latency, factor in zip(members, base[members] * np.exp(ratios), np.exp(spreads)):
-                self._fallback[workloads[i].key] = Estimate(
+                self._fallback[workloads[i].key] = self._in_network(
                     float(latency), float(latency / factor), float(latency * factor), "analytic"
                 )
 
@@ -128,6 +145,19 @@ class TableModel:
         same = [ratios for name, (_, ratios) in self._points.items() if name[0] == anchor]
         chosen = same or [ratios for _, ratios in self._points.values()]
         return float(np.median(np.concatenate(chosen))) if chosen else 0.0
+
+
+def line_through(networks: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and intercept of the line through the first and the last (alone, measured) pair.
+
+    One pair, or two of nearly one size, give a slope alone; so does a slope that no cache explains.
+    """
+    (first_alone, first), (alone, measured) = networks[0], networks[-1]
+    if abs(alone - first_alone) > 0.1 * first_alone:
+        slope = (measured - first) / (alone - first_alone)
+        if _SLOPES[0] <= slope <= _SLOPES[1]:
+            return slope, measured - slope * alone
+    return measured / alone, 0.0
 
 
 def family(workload: Workload) -> tuple:

@@ -34,7 +34,9 @@ def solve(problem: Problem, *, gap: float = 1e-3, time_limit_s: float = 60.0) ->
         raise Infeasible(f"no choice of widths was found inside the limits (HiGHS: {result.message})")
     choice = program.choice(result.x)
     bound = -float(result.mip_dual_bound) if result.mip_dual_bound is not None else None
-    return Solution(choice, problem.value_of(choice), _at_least(bound, problem.value_of(choice)), time.perf_counter() - started)
+    return Solution(
+        choice, problem.value_of(choice), _at_least(bound, problem.value_of(choice)), time.perf_counter() - started
+    )
 
 
 def upper_bound(problem: Problem, *, time_limit_s: float = 60.0) -> float | None:
@@ -75,7 +77,10 @@ class _Program:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns about HiGHS options it passes on without knowing them
             result = milp(
-                objective, integrality=integrality, bounds=Bounds(0, 1), constraints=[self._links(), self._limits()],
+                objective,
+                integrality=integrality,
+                bounds=Bounds(0, 1),
+                constraints=[self._links(), self._limits()],
                 options={"mip_rel_gap": gap, "time_limit": time_limit_s, "presolve": True},
             )
         if result.fun is not None:
@@ -98,7 +103,9 @@ class _Program:
             right.append(1.0)
             row += 1
         for g, h in self.pairs:
-            index = np.arange(self.sizes[g] * self.sizes[h]).reshape(self.sizes[g], self.sizes[h]) + self.pair_starts[g, h]
+            index = (
+                np.arange(self.sizes[g] * self.sizes[h]).reshape(self.sizes[g], self.sizes[h]) + self.pair_starts[g, h]
+            )
             for group, lines in ((g, index), (h, index.T)):
                 for candidate, line in enumerate(lines):
                     rows += [row] * (len(line) + 1)

@@ -24,7 +24,9 @@ _PASSES = 4
 Allowed = Callable[[Choice], bool]
 
 
-def solve(problem: Problem, *, allowed: Allowed | None = None, bound: bool = True, time_limit_s: float = 60.0) -> Solution:
+def solve(
+    problem: Problem, *, allowed: Allowed | None = None, bound: bool = True, time_limit_s: float = 60.0
+) -> Solution:
     """A good allowed choice.
 
     Parameters
@@ -103,7 +105,9 @@ def _improve(problem: Problem, choice: Choice, fits: Allowed, deadline: float) -
 def _widen(problem: Problem, choice: Choice, fits: Allowed) -> Choice:
     while True:
         gains = [
-            (problem.value[g][j + 1] - problem.value[g][j], g) for g, j in enumerate(choice) if j + 1 < len(problem.widths[g])
+            (problem.value[g][j + 1] - problem.value[g][j], g)
+            for g, j in enumerate(choice)
+            if j + 1 < len(problem.widths[g])
         ]
         for _, group in sorted(gains, reverse=True):
             wider = _with(choice, group, choice[group] + 1)

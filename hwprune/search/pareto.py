@@ -22,7 +22,9 @@ def sweep_limits(smallest: float, dense: float, points: int) -> list[float]:
     return [float(x) for x in np.geomspace(smallest * (1 + 1e-9), dense, points)]
 
 
-def sweep(problem: Problem, limits: Iterable[float], solve: Callable[[Problem], Solution], *, name: str = "latency") -> list[Choice]:
+def sweep(
+    problem: Problem, limits: Iterable[float], solve: Callable[[Problem], Solution], *, name: str = "latency"
+) -> list[Choice]:
     """The best choice under each limit on the resource ``name``; limits that nothing meets are left out."""
     choices: list[Choice] = []
     for most in limits:

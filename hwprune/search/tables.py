@@ -61,7 +61,9 @@ class NetworkView:
 
         No placement can have a lower peak than the largest of them; the compiler's own may have a higher one.
         """
-        made = {call.name: aligned(self.workload(i, widths).output.size_bytes) for i, call in enumerate(self.network.calls)}
+        made = {
+            call.name: aligned(self.workload(i, widths).output.size_bytes) for i, call in enumerate(self.network.calls)
+        }
         outside = {*self.network.inputs, *self.network.outputs}
         live = np.zeros(len(made), dtype=np.int64)
         for name, (first, last) in self._lifetimes.items():
@@ -95,10 +97,15 @@ class CallGrid:
 def grids(view: NetworkView, groups: Sequence[str], widths: Sequence[np.ndarray]) -> list[CallGrid]:
     """One grid a call. ``widths``: candidate widths of each of ``groups``, the last of each being the dense one."""
     number = {g: n for n, g in enumerate(groups)}
-    return [_grid(view, call, sorted(number[g] for g in names if g in number), groups, widths) for call, names in enumerate(view.depends)]
+    return [
+        _grid(view, call, sorted(number[g] for g in names if g in number), groups, widths)
+        for call, names in enumerate(view.depends)
+    ]
 
 
-def _grid(view: NetworkView, call: int, moving: list[int], groups: Sequence[str], widths: Sequence[np.ndarray]) -> CallGrid:
+def _grid(
+    view: NetworkView, call: int, moving: list[int], groups: Sequence[str], widths: Sequence[np.ndarray]
+) -> CallGrid:
     def workload(*pairs: tuple[int, int]) -> Workload:
         return view.workload(call, {groups[g]: int(w) for g, w in pairs})
 
@@ -106,7 +113,9 @@ def _grid(view: NetworkView, call: int, moving: list[int], groups: Sequence[str]
     unary = {g: [workload((g, w)) for w in widths[g]] for g in moving}
     joint = list(itertools.combinations(moving, 2))
     if len(moving) > 2:
-        joint = [p for p in joint if _interact(dense, *(unary[g][0] for g in p), workload(*((g, widths[g][0]) for g in p)))]
+        joint = [
+            p for p in joint if _interact(dense, *(unary[g][0] for g in p), workload(*((g, widths[g][0]) for g in p)))
+        ]
     pair = {(g, h): [[workload((g, a), (h, b)) for b in widths[h]] for a in widths[g]] for g, h in joint}
     return CallGrid(dense, unary, pair)
 

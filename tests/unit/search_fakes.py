@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -51,11 +52,17 @@ class Network:
     inputs, outputs = ("input",), ()
 
     def __init__(self, reads: dict[str, tuple[str, ...]], graph: Graph):
-        self.graph = graph
+        self.graph, self.widths = graph, {}
         self.calls = tuple(Call(name, (*inputs, name), inputs) for name, inputs in reads.items())
 
     def workloads(self, shapes=None):
-        return [c.workload(shapes or self.graph.shapes({})) for c in self.calls]
+        return [c.workload(shapes or self.graph.shapes(self.widths)) for c in self.calls]
+
+    def at(self, widths):
+        """The same network, pruned to ``widths``."""
+        pruned = copy(self)
+        pruned.widths = widths
+        return pruned
 
     def emitted(self, shapes=None):
         return self.calls
@@ -86,7 +93,8 @@ class Device:
         self.analytic = AnalyticModel(make_profile())
         self.measured: dict[str, SimpleNamespace] = {}
         self.efforts: list[str] = []
-        self.model = TableModel(lambda: list(self.measured.values()), self.analytic, overheads_us=(0.1, 2.0))
+        self.networks: list[tuple[float, float]] = []
+        self.model = TableModel(lambda: list(self.measured.values()), self.analytic)
 
     def latency_us(self, workload: Workload) -> float:
         twist = 1.0 + 0.2 * np.sin(workload.output.shape[-1] + workload.inputs[1].shape[3])
@@ -100,4 +108,10 @@ class Device:
         self.model.refresh()
 
     def calibrate(self, network):
-        self.calibrated = True
+        """A network takes 5 us and 10 % more than its kernels alone."""
+        workloads = network.workloads()
+        self.networks.append((self.model.isolated_us(workloads), self.network_us(workloads)))
+        self.model.fit(self.networks)
+
+    def network_us(self, workloads) -> float:
+        return 5.0 + 1.1 * sum(map(self.latency_us, workloads))

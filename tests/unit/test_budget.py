@@ -6,20 +6,30 @@ from hwprune.errors import UsageError
 
 @pytest.mark.parametrize(
     ("text", "dense_us", "limit_us"),
-    [("0.5x", 200.0, 100.0), ("50%", 200.0, 100.0), ("3.2ms", 1.0, 3200.0), ("850us", 1.0, 850.0), (" 1.5 s ", 1.0, 1.5e6), ("1x", 7.0, 7.0)],
+    [
+        ("0.5x", 200.0, 100.0),
+        ("50%", 200.0, 100.0),
+        ("3.2ms", 1.0, 3200.0),
+        ("850us", 1.0, 850.0),
+        (" 1.5 s ", 1.0, 1.5e6),
+        ("1x", 7.0, 7.0),
+    ],
 )
 def test_latency(text, dense_us, limit_us):
     assert parse_latency(text).resolve(dense_us) == pytest.approx(limit_us)
 
 
 @pytest.mark.parametrize(
-    ("text", "limit"), [("4MB", 4e6), ("512KiB", 524288), ("512kib", 524288), ("100 B", 100), ("0.25x", 25.0), ("1GiB", 2**30)]
+    ("text", "limit"),
+    [("4MB", 4e6), ("512KiB", 524288), ("512kib", 524288), ("100 B", 100), ("0.25x", 25.0), ("1GiB", 2**30)],
 )
 def test_bytes(text, limit):
     assert parse_bytes(text).resolve(100.0) == pytest.approx(limit)
 
 
-@pytest.mark.parametrize("text", ["", "3", "0.5", "x", "-1ms", "0ms", "0x", "1.5x", "120%", "3 parsecs", "1e999ms", "nanms", "4MB"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "0.5", "x", "-1ms", "0ms", "0x", "1.5x", "120%", "3 parsecs", "1e999ms", "nanms", "4MB"]
+)
 def test_refused_latency_quotes_the_text_and_says_what_to_write(text):
     with pytest.raises(UsageError) as err:
         parse_latency(text)

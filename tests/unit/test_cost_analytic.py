@@ -81,7 +81,9 @@ def test_latency_over_input_width_is_proportional():
 
 
 def test_latency_bound_core_needs_more_accumulators():
-    fast, slow = (AnalyticModel(make_profile(fma_latency_cycles=n)).predict([conv(16, 8, side=1, kernel=1)])[0] for n in (2, 8))
+    fast, slow = (
+        AnalyticModel(make_profile(fma_latency_cycles=n)).predict([conv(16, 8, side=1, kernel=1)])[0] for n in (2, 8)
+    )
     assert slow.latency_us > fast.latency_us
 
 

@@ -86,9 +86,21 @@ def test_no_model_for_what_was_not_measured_raises():
 def test_network_is_the_sum_and_as_trustworthy_as_its_weakest_term():
     known, unknown = conv(16, 16), conv(16, 32)
     model = table(measured(known, 50.0))
-    model.overheads_us = (0.5, 3.0)
-    assert network_estimate(model, [known, known]) == Estimate(104.0, 102.0, 109.0, "measured")
+    assert network_estimate(model, [known, known]) == Estimate(102.0, 100.0, 107.0, "measured")  # 2 us a network
     assert network_estimate(model, [known, unknown]).provenance == "analytic"
+
+
+def test_whole_networks_calibrate_slope_and_overhead():
+    small, large = conv(16, 16), conv(16, 32)
+    model = table(measured(small, 50.0), measured(large, 100.0))
+    model.fit([(150.0, 170.0), (50.0, 60.0)])  # 1.1 a microsecond, and 5 us
+    assert network_estimate(model, [small, large]).latency_us == pytest.approx(170.0)
+    assert network_estimate(model, [small]).latency_us == pytest.approx(60.0)
+    assert model.isolated_us([small, large]) == pytest.approx(150.0)
+    model.fit([(150.0, 165.0)])  # one network: a slope alone
+    assert network_estimate(model, [small]).latency_us == pytest.approx(55.0)
+    model.fit([(150.0, 165.0), (100.0, 10.0)])  # nothing explains a slope of 3: the last network's ratio
+    assert network_estimate(model, [large]).latency_us == pytest.approx(10.0)
 
 
 def test_a_thousand_predictions_take_under_20_ms():

@@ -22,7 +22,10 @@ def random_problem(seed: int, groups: int = 4, limits: int = 1) -> Problem:
     def terms() -> Terms:
         pairs = [p for p in itertools.combinations(range(groups), 2) if rng.random() < 0.6]
         unary = {g: widths[g] * rng.random() + rng.random(len(widths[g])) for g in range(groups)}
-        pair = {(g, h): np.outer(widths[g], widths[h]) * rng.random() * 0.1 + rng.random((len(widths[g]), len(widths[h]))) for g, h in pairs}
+        pair = {
+            (g, h): np.outer(widths[g], widths[h]) * rng.random() * 0.1 + rng.random((len(widths[g]), len(widths[h])))
+            for g, h in pairs
+        }
         return Terms(float(rng.random()), unary, pair)
 
     made = []
@@ -81,7 +84,9 @@ def test_greedy_is_close_to_exact_on_average():
 def test_greedy_heeds_a_stricter_test():
     problem = random_problem(3, groups=4)
     loose = greedy.solve(problem, bound=False)
-    strict = greedy.solve(problem, allowed=lambda c: problem.limits[0].terms.at(c) <= 0.9 * problem.limits[0].most, bound=False)
+    strict = greedy.solve(
+        problem, allowed=lambda c: problem.limits[0].terms.at(c) <= 0.9 * problem.limits[0].most, bound=False
+    )
     assert strict.value < loose.value
 
 

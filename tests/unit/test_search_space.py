@@ -37,7 +37,9 @@ def test_candidates_of_a_chain_are_at_the_vector_width():
     graph, network, _ = chain(32, 40)
     found = candidate_widths(NetworkView(network, graph), graph.full, AnalyticModel(make_profile()), most=8)
     assert found["layer1"].tolist() == [8, 16, 24, 32, 40]  # nothing reads it: only whole vectors matter
-    assert found["layer0"][-1] == 32 and found["layer0"][0] == 4  # ceil(0.1 x 32); its reader's reduction is proportional
+    assert (
+        found["layer0"][-1] == 32 and found["layer0"][0] == 4
+    )  # ceil(0.1 x 32); its reader's reduction is proportional
     assert len(found["layer0"]) <= 8
 
 
