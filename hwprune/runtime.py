@@ -17,6 +17,8 @@ from hwprune.fsio import sha256_file
 
 FORMAT = 1
 _ALIGNMENT = 64
+_FILES = ("network.so", "weights.safetensors")
+_KEYS = ("target", "inputs", "outputs", "calls", "workspace_bytes", "weights_bytes", "files")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ def load(path: str | os.PathLike, threads: int | None = None, *, verify: bool = 
     _check_machine(folder, manifest["target"])
     threads = threads or manifest["target"]["threads"]
     _load_runtime(threads)
-    return Program(folder, manifest, threads)
+    try:
+        return Program(folder, manifest, threads)
+    except (OSError, RuntimeError, AttributeError, ValueError) as err:
+        raise ArtifactError(f"{folder} cannot be loaded ({str(err).strip().splitlines()[0]}); compile the artifact again") from None
 
 
 def read_manifest(folder: Path) -> dict:
@@ -125,6 +130,9 @@ def read_manifest(folder: Path) -> dict:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise ArtifactError(f"{path} has format {found!r}, this hwprune reads {FORMAT}; compile the artifact again")
+    missing = [k for k in _KEYS if k not in manifest] + [name for name in _FILES if name not in manifest.get("files", _FILES)]
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}; copy it again or compile the artifact again")
     return manifest
 
 

@@ -153,7 +153,8 @@ def _link(functions: dict, program_text: str, profile: TargetProfile, folder: Pa
                    "-o", str(folder / "network.so")]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {done.stderr.strip().splitlines()[-1:]}")
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {why}")
 
 
 def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
