@@ -19,8 +19,7 @@ SIDE = 16
 
 
 class Graph:
-    """Layers 0..n-1 with one group each; ``joined`` lists layers that also read an earlier layer's output beside their own
-    input (a concatenation)."""
+    """Layers with one group each, by name and width."""
 
     def __init__(self, widths: dict[str, int]):
         self.groups = tuple(SimpleNamespace(id=g, width=w) for g, w in widths.items())
