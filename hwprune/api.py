@@ -1,9 +1,9 @@
 """The Python interface: what the commands do, as functions.
 
-import hwprune
-result = hwprune.search(model, example_input, target="native", latency="0.5x")
-result.plan, result.model, result.frontier, result.table()
-result.compile("artifact")
+    import hwprune
+    result = hwprune.search(model, example_input, target="native", latency="0.5x")
+    result.plan, result.model, result.frontier, result.table()
+    result.compile("artifact")
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from torch import nn
 
 from hwprune.budget import parse_bytes, parse_latency
 from hwprune.compile.lower import Network, lower
-from hwprune.costing import Costing, load_target
+from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
 from hwprune.plan import Figure, GroupChoice, Predicted, PruningPlan
-from hwprune.programs import check_runs_here, compile_to, timers_of
 from hwprune.progress import SILENT, Progress
 from hwprune.prove import prove
 from hwprune.prune import prune
@@ -181,6 +180,8 @@ def compile_run(
     Without ``target`` and ``out`` the run's own target is used, the dense network is compiled beside it, both are timed
     where this machine can, and the run's table is written anew.
     """
+    from hwprune.programs import compile_to
+
     result = load_run(path, model=model)
     own = result.plan.target
     if out is None and target in (None, own):
@@ -204,6 +205,8 @@ def compile_model(
     progress: Progress = SILENT,
 ) -> Path:
     """Compile any network as it is; returns the artifact's folder, ``out``."""
+    from hwprune.programs import compile_to
+
     return compile_to(
         model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress
     )
@@ -225,6 +228,7 @@ def bench(
     vs : any of ``"onnxruntime"``, ``"openvino"``, ``"torch"``. A module needs ``example_input``.
     """
     from hwprune.engines import check_engine
+    from hwprune.programs import timers_of
     from hwprune.timing import interleaved
 
     for name in vs:

@@ -95,3 +95,10 @@ def load_target(name: str, threads: int | None = None) -> TargetProfile:
             f"target {name!r} has {profile.cores} cores, but {threads} threads were asked for; give 1 to {profile.cores}"
         )
     return profile.model_copy(update={"threads": threads})
+
+
+def check_runs_here(profile: TargetProfile, what: str) -> None:
+    if not profile.runs_here():
+        raise UsageError(
+            f"this machine cannot run code for target {profile.name!r} ({profile.architecture}), so {what}"
+        )

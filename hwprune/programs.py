@@ -12,7 +12,7 @@ from torch import nn
 from hwprune import runtime
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
-from hwprune.costing import Costing, load_target
+from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.engines import engine_timer
 from hwprune.errors import UsageError
 from hwprune.graph import trace
@@ -104,10 +104,3 @@ def _timers_of_run(folder: Path, engines, threads, store, progress) -> list[tupl
 
 def _engines(model, example, engines: Sequence[str], threads: int, suffix: str = "") -> list[tuple[str, Timer]]:
     return [(f"{name}{suffix}", engine_timer(name, model, example, threads)) for name in engines]
-
-
-def check_runs_here(profile: TargetProfile, what: str) -> None:
-    if not profile.runs_here():
-        raise UsageError(
-            f"this machine cannot run code for target {profile.name!r} ({profile.architecture}), so {what}"
-        )
