@@ -72,7 +72,8 @@ class _Geometry:
 
 def _tiles(g: _Geometry, profile: TargetProfile):
     """Register tiles that fit: accumulators plus the operands in flight stay within the register file."""
-    registers = profile.core.vector_registers - 2
+    # LLVM unrolls the reduction for an in-order core and loads far ahead: there more operands are in flight
+    registers = profile.core.vector_registers - (profile.core.vector_registers // 4 if profile.core.in_order else 2)
     wide = max(1, g.lanes // profile.lanes)
     for cov in (c for c in divisors(g.blocks) if c <= 8):
         for wt in _split_sizes(g.ow):
