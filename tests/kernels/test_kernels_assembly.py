@@ -18,8 +18,11 @@ from hwprune.kernels import build, candidates, primfunc
 from hwprune.target import TargetProfile, load_file, shipped_folder
 
 _MULTIPLY_ADD = {"aarch64": "fmla", "x86_64": "vfmadd"}
-#: a vector register saved on the stack or read back, as LLVM's comments call it
-_SPILL = re.compile(r"(16|32|64)-byte Folded (Spill|Reload)")
+#: a vector register saved on the stack or read back
+_SPILL = {
+    "aarch64": re.compile(r"(str|stp|ldr|ldp|stur|ldur)\s+[qds]\d.*\[sp"),
+    "x86_64": re.compile(r"vmov[ua]p[sd]\s.*\(%rsp\)"),
+}
 _CANDIDATES = 3
 
 
@@ -52,7 +55,7 @@ def hottest_loop(profile: TargetProfile, workload, config) -> list[str]:
     return max(loops, key=lambda body: sum(line.startswith(name) for line in body))
 
 
-@pytest.mark.parametrize("channels, outputs, size", [(16, 32, 16), (64, 64, 28)])
+@pytest.mark.parametrize("channels, outputs, size", [(16, 32, 16), (64, 64, 56)])
 @pytest.mark.parametrize("target", ["rpi3", "rpi4", "rpi5", "x86", "x86-avx512"])
 def test_convolution_keeps_its_accumulators_in_registers(target, channels, outputs, size):
     profile = load_file(shipped_folder() / f"{target}.toml")
@@ -63,5 +66,6 @@ def test_convolution_keeps_its_accumulators_in_registers(target, channels, outpu
         multiply_adds = sum(line.startswith(_MULTIPLY_ADD[profile.architecture]) for line in loop)
         tile = config["ht"] * config["wt"] * config["cov"]
         assert multiply_adds >= tile and multiply_adds % tile == 0, config.to_text()
-        spills = [line for line in loop if _SPILL.search(line)]
-        assert not spills, f"{config.to_text()}: {spills}"
+        spills = [line for line in loop if _SPILL[profile.architecture].match(line)]
+        # one temporary in 64 multiply-adds was seen on an in-order core; accumulators on the stack are an order more
+        assert len(spills) * 20 <= multiply_adds, f"{config.to_text()}: {spills}"
