@@ -1,9 +1,7 @@
-"""Load, run and time an artifact. Needs numpy, safetensors and TVM's runtime libraries: neither torch nor the compiler."""
+"""Load, run and time an artifact. Needs numpy and safetensors: neither torch nor TVM."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import json
 import os
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ import numpy as np
 
 from hwprune.errors import ArtifactError
 from hwprune.fsio import sha256_file
+from hwprune.library import ALIGNMENT, Library, Memory, aligned
 
 FORMAT = 1
-_ALIGNMENT = 64
 _FILES = ("network.so", "weights.safetensors")
 _KEYS = ("target", "inputs", "outputs", "calls", "workspace_bytes", "weights_bytes", "files")
 
@@ -37,43 +35,39 @@ class Program:
     """
 
     def __init__(self, folder: Path, manifest: dict, threads: int):
-        import tvm_ffi
         from safetensors.numpy import load_file
 
         self.manifest, self.threads = manifest, threads
         self.inputs = [TensorInfo(i["name"], tuple(i["shape"]), i["dtype"]) for i in manifest["inputs"]]
         self.outputs = [TensorInfo(o["name"], tuple(o["shape"]), o["dtype"]) for o in manifest["outputs"]]
-        self._module = tvm_ffi.load_module(str(folder / "network.so"))
-        self._run, self._bench, self._profile = (self._module[n] for n in ("run", "bench", "profile"))
-        self._weights = _aligned(manifest["weights_bytes"])
+        self._library = Library(folder / "network.so")
+        self._weights = aligned(manifest["weights_bytes"])
         packed = load_file(folder / "weights.safetensors")["packed"]
         self._weights[: packed.nbytes] = packed.view(np.uint8)[: self._weights.size]
-        self._workspace = _aligned(manifest["workspace_bytes"])
-        self._fixed = (self._weights.ctypes.data, self._workspace.ctypes.data)
+        self._workspace = aligned(manifest["workspace_bytes"])
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        arrays = self._checked(arrays)
-        results = [_empty(o) for o in self.outputs]
-        self._run(*(a.ctypes.data for a in (*arrays, *results)), *self._fixed)
+        memory, results = self._memory(arrays)
+        self._library.run(memory, self.threads)
         return results[0] if len(results) == 1 else tuple(results)
 
     def time_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Wall-clock microseconds of each of ``runs`` runs back to back, shape [runs]."""
-        return self._timed(self._bench, runs, inputs, (runs,))
+        return self._library.time_ns(self._memory(self._given(inputs))[0], self.threads, runs) / 1e3
 
     def profile_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Wall-clock microseconds of each kernel call within ``runs`` runs, shape [runs, calls]."""
-        return self._timed(self._profile, runs, inputs, (runs, len(self.manifest["calls"])))
+        return self._library.profile_ns(self._memory(self._given(inputs))[0], self.threads, runs) / 1e3
 
-    def _timed(self, function, runs: int, inputs, shape: tuple[int, ...]) -> np.ndarray:
-        if inputs is None:
-            generator = np.random.default_rng(0)
-            inputs = [generator.standard_normal(i.shape).astype(i.dtype) for i in self.inputs]
-        arrays = self._checked(inputs)
+    def _given(self, inputs: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
+        if inputs is not None:
+            return inputs
+        generator = np.random.default_rng(0)
+        return [generator.standard_normal(i.shape).astype(i.dtype) for i in self.inputs]
+
+    def _memory(self, inputs: Sequence[np.ndarray]) -> tuple[Memory, list[np.ndarray]]:
         results = [_empty(o) for o in self.outputs]
-        samples = np.zeros(shape, np.int64)
-        function(*(a.ctypes.data for a in (*arrays, *results)), *self._fixed, runs, samples.ctypes.data)
-        return samples / 1e3
+        return Memory(self._checked(inputs), results, self._weights, self._workspace), results
 
     def _checked(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(arrays) != len(self.inputs):
@@ -86,7 +80,7 @@ class Program:
             if not np.can_cast(array.dtype, info.dtype, "same_kind"):
                 raise ArtifactError(f"input {info.name!r} must be {info.dtype}, but got {array.dtype}; convert it first")
             array = np.ascontiguousarray(array, info.dtype)
-            if array.ctypes.data % _ALIGNMENT:  # kernels load whole vectors
+            if array.ctypes.data % ALIGNMENT:  # kernels load whole vectors
                 copy = _empty(info)
                 copy[...] = array
                 array = copy
@@ -99,7 +93,7 @@ def load(path: str | os.PathLike, threads: int | None = None, *, verify: bool = 
 
     Parameters
     ----------
-    threads : worker threads; the manifest's by default. TVM's pool is sized once a process, by the first artifact.
+    threads : threads that work on it; the manifest's by default.
     verify : compare each file with the manifest's SHA-256.
 
     Raises
@@ -112,7 +106,6 @@ def load(path: str | os.PathLike, threads: int | None = None, *, verify: bool = 
         _verify(folder, manifest)
     _check_machine(folder, manifest["target"])
     threads = threads or manifest["target"]["threads"]
-    _load_runtime(threads)
     try:
         return Program(folder, manifest, threads)
     except (OSError, RuntimeError, AttributeError, ValueError) as err:
@@ -160,36 +153,6 @@ def _check_machine(folder: Path, target: dict) -> None:
         raise ArtifactError(f"{folder} needs {', '.join(missing)}, which this processor lacks; compile it for --target native")
 
 
-_pool_threads: int | None = None
-
-
-def _load_runtime(threads: int) -> None:
-    """Bring in TVM's runtime library; its thread pool takes its size from the environment, once."""
-    global _pool_threads
-    if _pool_threads is None:
-        os.environ["TVM_NUM_THREADS"] = str(threads)
-        spec = importlib.util.find_spec("tvm")
-        if spec is None or not spec.submodule_search_locations:
-            raise ArtifactError("TVM's runtime is not installed; run `pip install apache-tvm apache-tvm-ffi`")
-        import tvm_ffi  # noqa: F401  loads libtvm_ffi
-
-        library = Path(spec.submodule_search_locations[0], "lib", "libtvm_runtime.so")
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-        _pool_threads = threads
-    elif _pool_threads != threads:
-        raise ArtifactError(
-            f"this process already runs artifacts on {_pool_threads} threads, and {threads} were asked for; "
-            "use one thread count a process"
-        )
-
-
 def _empty(info: TensorInfo) -> np.ndarray:
     count = int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
-    return _aligned(count).view(info.dtype).reshape(info.shape)
-
-
-def _aligned(size: int) -> np.ndarray:
-    """``size`` zero bytes at an address that suits the widest vectors."""
-    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size]
+    return aligned(count).view(info.dtype).reshape(info.shape)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ import numpy as np
 
 from hwprune import __version__
 from hwprune.compile.constants import Constant
-from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, KernelCall, program
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall, tables
+from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
 from hwprune.compile.memory import aligned
 from hwprune.errors import CompileError, HwpruneError
 from hwprune.fsio import sha256_file, write_json_atomic
-from hwprune.kernels import KERNELS_VERSION, build, primfunc
+from hwprune.kernels import KERNELS_VERSION, primfunc
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -73,7 +73,7 @@ def build_artifact(
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
         calls = _calls(network, emitted, layout)
-        _link(functions, _program(network, calls, layout), profile, folder)
+        link(functions, tables(calls, _facts(network, layout, profile)), profile, folder / "network.so")
         _write_weights(network, layout, profile, folder)
         manifest = _manifest(network, emitted, layout, chosen, profile, record or {})
         manifest["files"] = {
@@ -126,35 +126,9 @@ def _calls(network: Network, emitted: list[Emitted], layout: _Layout) -> list[Ke
     return result
 
 
-def _program(network: Network, calls: list[KernelCall], layout: _Layout) -> str:
-    elements = {name: math.prod(network.traced.shape(name)) for name in (*network.inputs, *network.output_nodes)}
-    return program(calls, [elements[n] for n in network.inputs], [elements[n] for n in network.output_nodes],
-                   layout.size, network.memory().workspace_bytes)
-
-
-def _link(functions: dict, program_text: str, profile: TargetProfile, folder: Path) -> None:
-    """Kernels as an object file, the program as C, both into ``network.so``."""
-    from tvm_ffi import libinfo
-
-    compiler = shutil.which(profile.link.cxx)
-    if compiler is None:
-        install = f"; install it (Debian: apt-get install {profile.link.package})" if profile.link.package else ""
-        raise CompileError(f"target {profile.name!r} is linked by `{profile.link.cxx}`, which is not here{install}")
-    try:
-        module = build(functions, profile)
-    except Exception as err:
-        raise CompileError(f"TVM cannot build the kernels for target {profile.name!r}: {_last_line(err)}") from err
-    with tempfile.TemporaryDirectory() as scratch:
-        objects, source = Path(scratch, "kernels.o"), Path(scratch, "program.c")
-        module.write_to_file(str(objects))
-        source.write_text(program_text)
-        includes = [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
-        command = [compiler, "-O2", "-shared", "-fPIC", *includes, "-x", "c", str(source), "-x", "none", str(objects),
-                   "-o", str(folder / "network.so")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {why}")
+def _facts(network: Network, layout: _Layout, profile: TargetProfile) -> Facts:
+    inputs, outputs = (tuple(math.prod(network.traced.shape(n)) for n in names) for names in (network.inputs, network.output_nodes))
+    return Facts(inputs, outputs, layout.size, network.memory().workspace_bytes, profile.threads)
 
 
 def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
@@ -219,8 +193,3 @@ def _replace(folder: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(folder, out)
-
-
-def _last_line(err: Exception) -> str:
-    lines = [line for line in str(err).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(err).__name__

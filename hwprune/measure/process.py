@@ -44,7 +44,7 @@ class Worker:
         return self._exchange({"do": do, **request}, timeout_s or self.timeout_s)
 
     def _start(self) -> None:
-        environment = {**os.environ, "TVM_NUM_THREADS": str(self.threads), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment, start_new_session=True,
@@ -52,7 +52,7 @@ class Worker:
         self._answers = queue.Queue()
         threading.Thread(target=_drain, args=(self._process.stdout, self._answers), daemon=True).start()
         try:
-            self._exchange({"do": "start", "profile": self.profile.model_dump_json(by_alias=True)}, max(self.timeout_s, 120.0))
+            self._exchange({"do": "start", "profile": self.profile.model_dump_json(by_alias=True), "threads": self.threads}, max(self.timeout_s, 120.0))
         except MeasureError:
             self.close()  # it could not even time its reference kernel: it is of no use for anything else
             raise

@@ -9,10 +9,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+
+from hwprune.compile.emit_c import INPUT, OUTPUT, Argument, Facts, KernelCall, tables
+from hwprune.compile.link import last_line, link
+from hwprune.errors import CompileError, Infeasible
+from hwprune.kernels import candidates, primfunc
+from hwprune.kernels.schedule import Config
+from hwprune.library import Library, Memory, aligned
+from hwprune.target import TargetProfile
+from hwprune.workload import OpCall, TensorSpec, Workload
+
+#: runs -> median microseconds of one run
+Timer = Callable[[int], float]
 
 #: A round times this long a burst of each contender, at least.
 BURST_S = 0.0015
@@ -21,37 +35,64 @@ REFERENCE = dict(height=16, width=16, channels=32)
 
 
 class Kernels:
-    """Built kernels with their buffers, ready to be timed."""
+    """Builds kernels the way artifacts are built, and times them."""
 
-    def __init__(self, profile_json: str):
-        import tvm
+    def __init__(self, profile_json: str, threads: int):
+        self.profile, self.threads = TargetProfile.model_validate_json(profile_json), threads
+        workload, config = _reference(self.profile)
+        timers, failures = self.timers(workload, [config.to_text()])
+        if failures:
+            raise CompileError(f"the reference kernel cannot be built: {failures}")
+        self.reference = timers[config.to_text()]
 
-        from hwprune.target import TargetProfile
+    def timers(self, workload: Workload, configs: list[str]) -> tuple[dict[str, Timer], dict[str, str]]:
+        """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built."""
+        functions, failures = {}, {}
+        for text in configs:
+            try:
+                functions[text] = primfunc(workload, self.profile, Config.from_text(text))
+            except (Infeasible, CompileError, RuntimeError, ValueError, TypeError) as err:
+                failures[text] = last_line(err)
+        timers, unbuilt = self._build(workload, functions)
+        return timers, {**failures, **unbuilt}
 
-        self.tvm, self.profile = tvm, TargetProfile.model_validate_json(profile_json)
-        self.reference = self.timer(*_reference(self.profile))
+    def _build(self, workload: Workload, functions: dict[str, Any]) -> tuple[dict[str, Timer], dict[str, str]]:
+        """All schedules in one library: one link for all of them; one by one if that fails."""
+        if not functions:
+            return {}, {}
+        try:
+            return self._library(workload, functions), {}
+        except CompileError as err:
+            if len(functions) == 1:
+                return {}, dict.fromkeys(functions, last_line(err))
+        timers, failures = {}, {}
+        for text, function in functions.items():
+            built, failed = self._build(workload, {text: function})
+            timers.update(built)
+            failures.update(failed)
+        return timers, failures
 
-    def timer(self, workload, config) -> Callable[[int], float]:
-        """A function that runs the kernel ``n`` times and returns the mean in microseconds."""
-        from hwprune.kernels import build, primfunc
-
-        function = build({"kernel": primfunc(workload, self.profile, config)}, self.profile)
+    def _library(self, workload: Workload, functions: dict[str, Any]) -> dict[str, Timer]:
+        arguments = tuple(Argument(INPUT, i, t.shape) for i, t in enumerate(workload.inputs))
+        arguments += (Argument(OUTPUT, 0, workload.output.shape),)
+        calls = [KernelCall(f"kernel{i}", arguments) for i in range(len(functions))]
+        facts = Facts(tuple(t.size_bytes // 4 for t in workload.inputs), (workload.output.size_bytes // 4,), 0, 0, self.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "kernels.so")
+            link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
+            library = Library(path)
         generator = np.random.default_rng(0)
-        specs = [*workload.inputs, workload.output]
-        buffers = [self.tvm.runtime.tensor(generator.standard_normal(s.shape).astype(s.dtype)) for s in specs]
-        device = self.tvm.cpu()
+        buffers = [aligned(t.size_bytes).view(np.float32) for t in (*workload.inputs, workload.output)]
+        for buffer in buffers:
+            buffer[:] = generator.standard_normal(buffer.size)
+        memory = Memory(buffers[:-1], buffers[-1:], aligned(0), aligned(0))
+        return {text: self._timer(library, memory, step) for step, text in enumerate(functions)}
 
-        def run(number: int) -> float:
-            evaluator = function.time_evaluator("kernel", device, number=number, repeat=1)
-            return float(evaluator(*buffers).results[0]) * 1e6
-
-        return run
+    def _timer(self, library: Library, memory: Memory, step: int) -> Timer:
+        return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
 
 
-def _reference(profile):
-    from hwprune.kernels import candidates
-    from hwprune.workload import OpCall, TensorSpec, Workload
-
+def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
     v = profile.lanes
     h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
     conv = OpCall.make("conv2d", 0, 1, padding=(1, 1, 1, 1), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
@@ -60,8 +101,7 @@ def _reference(profile):
     return workload, candidates(workload, profile)[0]
 
 
-def rounds_of(timers: dict[str, Callable[[int], float]], rounds: int, reference: Callable[[int], float],
-              burst_s: float = BURST_S) -> dict[str, Any]:
+def rounds_of(timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: float = BURST_S) -> dict[str, Any]:
     """Time all contenders in turn, round after round, the reference in each."""
     counts = {name: _count(timer, burst_s) for name, timer in timers.items()}
     reference_count = _count(reference, burst_s)
@@ -74,25 +114,15 @@ def rounds_of(timers: dict[str, Callable[[int], float]], rounds: int, reference:
     return {"samples": samples, "reference": drift}
 
 
-def _count(timer: Callable[[int], float], burst_s: float) -> int:
+def _count(timer: Timer, burst_s: float) -> int:
     timer(2)  # first touch of code and data
     return max(1, int(burst_s * 1e6 / max(timer(3), 0.1)))
 
 
 def _measure(state: dict, request: dict) -> dict:
     """Build each schedule of a workload, screen them briefly, time the best few properly."""
-    from hwprune.errors import CompileError, Infeasible
-    from hwprune.kernels.schedule import Config
-    from hwprune.workload import Workload
-
     kernels: Kernels = state["kernels"]
-    workload = Workload.from_json(request["workload"])
-    timers, failures = {}, {}
-    for text in request["configs"]:
-        try:
-            timers[text] = kernels.timer(workload, Config.from_text(text))
-        except (Infeasible, CompileError, RuntimeError, ValueError) as err:
-            failures[text] = str(err).strip().splitlines()[-1] if str(err).strip() else type(err).__name__
+    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"])
     if len(timers) > request["finalists"]:
         screen = rounds_of(timers, 3, kernels.reference, BURST_S / 2)["samples"]
         best = sorted(timers, key=lambda text: min(screen[text]))[: request["finalists"]]
@@ -120,25 +150,16 @@ def _artifacts(state: dict, request: dict) -> dict:
     from hwprune import runtime
 
     programs = {path: runtime.load(path, request["threads"]) for path in request["paths"]}
-    timers = {path: (lambda n, p=p: float(p.time_us(n).mean())) for path, p in programs.items()}
+    timers = {path: (lambda n, p=p: float(np.median(p.time_us(n)))) for path, p in programs.items()}
     return rounds_of(timers, request["rounds"], state["kernels"].reference, request.get("burst_s", 0.01))
 
 
-def _profile_artifact(state: dict, request: dict) -> dict:
-    """Median microseconds of each call of an artifact."""
-    from hwprune import runtime
-
-    program = runtime.load(request["path"], request["threads"])
-    program.time_us(20)
-    return {"calls_us": np.median(program.profile_us(request["runs"]), axis=0).tolist()}
-
-
 def _start(state: dict, request: dict) -> dict:
-    state["kernels"] = Kernels(request["profile"])
+    state["kernels"] = Kernels(request["profile"], request["threads"])
     return {}
 
 
-_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts, "profile": _profile_artifact}
+_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts}
 
 
 def main() -> None:

@@ -2,9 +2,8 @@
 //
 //     hwprune-run ARTIFACT INPUT.npy OUTPUT.npy [--bench RUNS]
 //
-// Needs libtvm_ffi.so and libtvm_runtime.so where the loader finds them (LD_LIBRARY_PATH). Inputs and outputs are
-// float32 .npy files in C order; networks with several of either are given several, inputs first. TVM_NUM_THREADS sets
-// the number of worker threads.
+// Inputs and outputs are float32 .npy files in C order; networks with several of either are given several, inputs first.
+// HWPRUNE_THREADS sets the number of threads; the number that the artifact was tuned for is the default.
 
 #include <dlfcn.h>
 
@@ -24,15 +23,15 @@ namespace {
 
 constexpr size_t kAlignment = 64;     // kernels load whole vectors
 constexpr int64_t kFactsFormat = 1;   // hwprune/compile/emit_c.py: FACTS_FORMAT
-constexpr int32_t kTypeInt = 1;       // TVM FFI: kTVMFFIInt
+using Run = int32_t (*)(void* const*, void* const*, void*, void*, int32_t);
+using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t*);
+using Error = const char* (*)();
 
-// One argument of a TVM FFI call: type index, padding, 64 bits of value (tvm/ffi/c_api.h: TVMFFIAny).
-struct Any {
-  int32_t type_index = kTypeInt;
-  uint32_t zero_padding = 0;
-  int64_t value = 0;
+// What hwprune_facts begins with (kernels/native/program.c).
+struct Facts {
+  int64_t format, inputs, outputs, weights_bytes, workspace_bytes, steps, threads;
+  int64_t elements[1];  // of each input and output
 };
-using PackedFunction = int32_t (*)(void*, const Any*, int32_t, Any*);
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
 
@@ -100,42 +99,63 @@ void write_npy(const std::string& path, const AlignedBuffer& from) {
   if (!file.flush()) fail("cannot write " + path);
 }
 
-void* open_library(const std::string& name) {
-  void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  if (handle == nullptr) fail(std::string("cannot load ") + name + ": " + dlerror());
-  return handle;
+void* symbol(void* library, const char* name) {
+  void* found = dlsym(library, name);
+  if (found == nullptr) fail(std::string("the artifact lacks ") + name);
+  return found;
 }
 
-// Kernels reach the thread pool and scratch memory through these pointers, which the loader of a library fills in.
-void connect_runtime(void* network, void* runtime) {
-  for (const char* name : {"TVMBackendParallelLaunch", "TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace"}) {
-    if (auto** slot = static_cast<void**>(dlsym(network, (std::string("__") + name).c_str()))) {
-      *slot = dlsym(runtime, name);
-      if (*slot == nullptr) fail(std::string("libtvm_runtime.so lacks ") + name);
+struct Network {
+  void* library;
+  const Facts* facts;
+  AlignedBuffer weights, workspace;
+  std::vector<AlignedBuffer> tensors;
+  std::vector<void*> inputs, outputs;
+  int32_t threads;
+
+  explicit Network(const std::string& artifact)
+      : library(open(artifact + "/network.so")),
+        facts(static_cast<const Facts*>(symbol(library, "hwprune_facts"))),
+        weights(static_cast<size_t>(checked(facts)->weights_bytes)),
+        workspace(static_cast<size_t>(facts->workspace_bytes)),
+        threads(static_cast<int32_t>(facts->threads)) {
+    if (const char* asked = std::getenv("HWPRUNE_THREADS")) threads = std::atoi(asked);
+    read_weights(artifact + "/weights.safetensors", weights);
+    for (int64_t i = 0; i < facts->inputs + facts->outputs; ++i) {
+      tensors.emplace_back(static_cast<size_t>(facts->elements[i]) * sizeof(float));
+      (i < facts->inputs ? inputs : outputs).push_back(tensors.back().data());
     }
   }
-}
 
-PackedFunction function_of(void* library, const char* name) {
-  void* symbol = dlsym(library, (std::string("__tvm_ffi_") + name).c_str());
-  if (symbol == nullptr) fail(std::string("the artifact lacks function ") + name);
-  return reinterpret_cast<PackedFunction>(symbol);
-}
+  static void* open(const std::string& path) {
+    void* handle = dlopen(path.find('/') == 0 ? path.c_str() : ("./" + path).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) fail("cannot load " + path + ": " + dlerror());
+    return handle;
+  }
 
-void call(PackedFunction function, const std::vector<Any>& arguments) {
-  Any result;
-  if (function(nullptr, arguments.data(), static_cast<int32_t>(arguments.size()), &result) != 0) fail("a kernel failed");
-}
+  static const Facts* checked(const Facts* facts) {
+    if (facts->format != kFactsFormat) fail("the artifact is of another version");
+    return facts;
+  }
 
-void bench(void* network, std::vector<Any> arguments, int64_t runs) {
-  std::vector<int64_t> samples(static_cast<size_t>(runs));
-  arguments.push_back({kTypeInt, 0, runs});
-  arguments.push_back({kTypeInt, 0, reinterpret_cast<int64_t>(samples.data())});
-  call(function_of(network, "bench"), arguments);
-  std::sort(samples.begin(), samples.end());
-  const auto at = [&](double q) { return static_cast<double>(samples[static_cast<size_t>(q * static_cast<double>(runs - 1))]) / 1e3; };
-  std::printf("latency_us median %.1f low %.1f high %.1f runs %lld\n", at(0.5), at(0.05), at(0.95), static_cast<long long>(runs));
-}
+  void must(int32_t status) const {
+    if (status != 0) fail(reinterpret_cast<Error>(symbol(library, "hwprune_error"))());
+  }
+
+  void run() {
+    must(reinterpret_cast<Run>(symbol(library, "hwprune_run"))(inputs.data(), outputs.data(), weights.data(), workspace.data(), threads));
+  }
+
+  void bench(int64_t runs) {
+    std::vector<int64_t> samples(static_cast<size_t>(runs));
+    must(reinterpret_cast<Time>(symbol(library, "hwprune_time"))(inputs.data(), outputs.data(), weights.data(), workspace.data(), threads,
+                                                                 0, static_cast<int32_t>(facts->steps), runs, samples.data()));
+    std::sort(samples.begin(), samples.end());
+    const auto at = [&](double q) { return static_cast<double>(samples[static_cast<size_t>(q * static_cast<double>(runs - 1))]) / 1e3; };
+    std::printf("latency_us median %.1f low %.1f high %.1f runs %lld threads %d\n", at(0.5), at(0.05), at(0.95),
+                static_cast<long long>(runs), threads);
+  }
+};
 
 int run(int argc, char** argv) {
   std::vector<std::string> files;
@@ -150,34 +170,15 @@ int run(int argc, char** argv) {
     std::fprintf(stderr, "usage: hwprune-run ARTIFACT INPUT.npy... OUTPUT.npy... [--bench RUNS]\n");
     return 2;
   }
-  open_library("libtvm_ffi.so");
-  void* runtime = open_library("libtvm_runtime.so");
-  const std::string library = files[0] + "/network.so";
-  void* network = open_library(library.find('/') == 0 ? library : "./" + library);
-  connect_runtime(network, runtime);
-
-  const auto* facts = static_cast<const int64_t*>(dlsym(network, "hwprune_facts"));
-  if (facts == nullptr || facts[0] != kFactsFormat) fail(library + " is not an artifact of this version");
-  const size_t inputs = static_cast<size_t>(facts[1]), outputs = static_cast<size_t>(facts[2]);
+  Network network(files[0]);
+  const size_t inputs = network.inputs.size(), outputs = network.outputs.size();
   if (files.size() != 1 + inputs + outputs)
     fail("the network has " + std::to_string(inputs) + " inputs and " + std::to_string(outputs) + " outputs, but got " +
          std::to_string(files.size() - 1) + " files");
-
-  AlignedBuffer weights(static_cast<size_t>(facts[3])), workspace(static_cast<size_t>(facts[4]));
-  read_weights(files[0] + "/weights.safetensors", weights);
-  std::vector<AlignedBuffer> tensors;
-  std::vector<Any> arguments;
-  for (size_t i = 0; i < inputs + outputs; ++i) {
-    tensors.emplace_back(static_cast<size_t>(facts[5 + i]) * sizeof(float));
-    if (i < inputs) read_npy(files[1 + i], tensors.back());
-    arguments.push_back({kTypeInt, 0, reinterpret_cast<int64_t>(tensors.back().data())});
-  }
-  for (const AlignedBuffer* buffer : {&weights, &workspace})
-    arguments.push_back({kTypeInt, 0, reinterpret_cast<int64_t>(buffer->data())});
-
-  call(function_of(network, "run"), arguments);
-  for (size_t i = 0; i < outputs; ++i) write_npy(files[1 + inputs + i], tensors[inputs + i]);
-  if (runs > 0) bench(network, arguments, runs);
+  for (size_t i = 0; i < inputs; ++i) read_npy(files[1 + i], network.tensors[i]);
+  network.run();
+  for (size_t i = 0; i < outputs; ++i) write_npy(files[1 + inputs + i], network.tensors[inputs + i]);
+  if (runs > 0) network.bench(runs);
   return 0;
 }
 

@@ -1,0 +1,69 @@
+"""From scheduled functions to a library that runs by itself: kernels, thread pool and program in one file."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from tvm import tirx
+
+from hwprune.errors import CompileError
+from hwprune.kernels import build
+from hwprune.target import TargetProfile
+
+_SOURCES = ("program.c", "pool.c")
+_OPTIONS = ("-O2", "-std=gnu11", "-fPIC", "-shared", "-pthread")
+
+
+def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfile, out: Path) -> None:
+    """Build ``functions`` (by symbol) for ``profile`` and link them with the program over ``tables`` into ``out``.
+
+    Raises CompileError: TVM does not build them, or the target's linker is missing (the sentence names its package).
+    """
+    compiler = linker(profile)
+    try:
+        module = build(functions, profile)
+    except Exception as err:  # TVM raises all kinds of exceptions
+        raise CompileError(f"TVM cannot build the kernels for target {profile.name!r}: {last_line(err)}") from err
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Path(folder, "kernels.o")
+        module.write_to_file(str(objects))
+        Path(folder, "tables.h").write_text(tables)
+        native = native_sources()
+        # A C++ compiler takes each file for C++ unless it is told of each.
+        sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
+        exports = f"-Wl,--version-script={native / 'exports.map'}"
+        command = [compiler, *_OPTIONS, *_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
+        command += ["-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message", *done.stderr.splitlines()]
+        raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {lines[0].strip()}")
+
+
+def linker(profile: TargetProfile) -> str:
+    """Path of the target's compiler driver; CompileError with its package where it is missing."""
+    found = shutil.which(profile.link.cxx)
+    if found is None:
+        install = f"; install it (Debian: apt-get install {profile.link.package})" if profile.link.package else ""
+        raise CompileError(f"target {profile.name!r} is linked by `{profile.link.cxx}`, which is not here{install}")
+    return found
+
+
+def native_sources() -> Path:
+    """Folder of the C sources that are linked into artifacts."""
+    return Path(str(resources.files("hwprune.kernels").joinpath("native")))
+
+
+def _includes() -> list[str]:
+    from tvm_ffi import libinfo
+
+    return [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
+
+
+def last_line(err: Exception) -> str:
+    lines = [line for line in str(err).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(err).__name__
