@@ -46,7 +46,7 @@ test-e2e: venv ## Tests that run whole commands
 	$(PYTEST) tests/e2e
 
 lint: venv ## Style
-	$(BIN)/ruff check --line-length 120 --target-version py310 --select E4,E7,E9,F,B --ignore B905,B008 hwprune kernels tests benchmarks
+	$(BIN)/ruff check --line-length 120 --target-version py310 --select E4,E7,E9,F,B --ignore B905,B008,E731 hwprune kernels tests benchmarks
 
 native: venv ## Build the native tools in kernels/native by themselves
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release

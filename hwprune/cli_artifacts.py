@@ -1,9 +1,7 @@
 """Commands that make, run and time artifacts: compile, run, bench."""
 
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Iterator
+from typing import Annotated
 
 import typer
 
@@ -114,8 +112,7 @@ def run(
             raise UsageError(
                 f"{artifact} is a run folder; an artifact of it lies in {artifact / 'artifact'} once compiled"
             )
-        with _without_torch():
-            program = runtime.load(artifact, threads=threads)
+        program = runtime.load(artifact, threads=threads)
         if (len(program.inputs), len(program.outputs)) != (1, 1):
             raise UsageError(
                 f"{artifact} has {len(program.inputs)} inputs and {len(program.outputs)} outputs, and this command "
@@ -183,23 +180,6 @@ def bench(
             progress=terminal,
         )
         terminal.result([row.to_json() for row in rows], cli_show.bench_table(rows))
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Let tvm_ffi load as if torch were not installed.
-
-    It imports torch wherever it finds it, to exchange tensors with it. Nobody does here, and it takes
-    longer than a run.
-    """
-    missing = "torch" not in sys.modules
-    if missing:
-        sys.modules["torch"] = None  # what the import system takes for "cannot be imported"
-    try:
-        yield
-    finally:
-        if missing:
-            del sys.modules["torch"]
 
 
 def is_run_folder(subject: str) -> bool:

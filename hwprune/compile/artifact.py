@@ -153,13 +153,12 @@ def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
 
 def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
     import tvm
-    import tvm_ffi
 
     traced, memory = network.traced, network.memory()
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"hwprune": __version__, "tvm": tvm.__version__, "tvm_ffi": tvm_ffi.__version__, "kernels": KERNELS_VERSION},
+        "versions": {"hwprune": __version__, "tvm": tvm.__version__, "kernels": KERNELS_VERSION},
         "target": {"name": profile.name, "architecture": profile.architecture, "digest": profile.digest(),
                    "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.threads},
         "inputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.inputs],

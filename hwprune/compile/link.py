@@ -40,7 +40,7 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
         command += ["-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message", *done.stderr.splitlines()]
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [*done.stderr.splitlines(), f"exit code {done.returncode}"]
         raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {lines[0].strip()}")
 
 

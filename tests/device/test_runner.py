@@ -99,7 +99,7 @@ def test_bench_prints_latencies(board, build, tmp_path):
     machine, target = board
     artifact, inputs, expected = build(target, "bundled")
     _, done = run(machine, artifact, inputs, len(expected), tmp_path, "--bench", "5")
-    figures = re.fullmatch(r"latency_us median ([\d.]+) low ([\d.]+) high ([\d.]+) runs 5\n", done.stdout)
+    figures = re.fullmatch(r"latency_us median ([\d.]+) low ([\d.]+) high ([\d.]+) runs 5 threads 2\n", done.stdout)
     median, low, high = map(float, figures.groups())
     assert 0 < low <= median <= high
 

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from compiled_networks import profile_of
-from hwprune.measure.device import available_cores
 
 HERE = Path(__file__).parent
-
-
-def pytest_configure(config):
-    # TVM's pool takes its size once a process, from whoever is first: a kernel built here or an artifact
-    os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
 
 
 def pytest_collection_modifyitems(items):
