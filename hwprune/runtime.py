@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -31,7 +32,8 @@ class TensorInfo:
 class Program:
     """A loaded artifact.
 
-    ``program(x)`` takes and returns numpy arrays: one array for one output, a tuple for several.
+    ``program(x)`` takes and returns numpy arrays: one array for one output, a tuple for several. It may be called from
+    several Python threads; as there is one workspace, one call runs at a time.
     """
 
     def __init__(self, folder: Path, manifest: dict, threads: int):
@@ -45,19 +47,25 @@ class Program:
         packed = load_file(folder / "weights.safetensors")["packed"]
         self._weights[: packed.nbytes] = packed.view(np.uint8)[: self._weights.size]
         self._workspace = aligned(manifest["workspace_bytes"])
+        self._busy = threading.Lock()
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         memory, results = self._memory(arrays)
-        self._library.run(memory, self.threads)
+        with self._busy:
+            self._library.run(memory, self.threads)
         return results[0] if len(results) == 1 else tuple(results)
 
     def time_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Wall-clock microseconds of each of ``runs`` runs back to back, shape [runs]."""
-        return self._library.time_ns(self._memory(self._given(inputs))[0], self.threads, runs) / 1e3
+        memory, _ = self._memory(self._given(inputs))
+        with self._busy:
+            return self._library.time_ns(memory, self.threads, runs) / 1e3
 
     def profile_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Wall-clock microseconds of each kernel call within ``runs`` runs, shape [runs, calls]."""
-        return self._library.profile_ns(self._memory(self._given(inputs))[0], self.threads, runs) / 1e3
+        memory, _ = self._memory(self._given(inputs))
+        with self._busy:
+            return self._library.profile_ns(memory, self.threads, runs) / 1e3
 
     def _given(self, inputs: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
         if inputs is not None:

@@ -24,18 +24,25 @@ def main() -> None:
         sys.stdout.flush()
 
 
+STARTED: dict = {}
+
+
+def _log(text: str) -> None:
+    if os.environ.get("FAKE_LOG"):
+        with open(os.environ["FAKE_LOG"], "a") as file:
+            file.write(f"{text}\n")
+
+
 def do_start(request):
     if os.environ.get("FAKE_START") == "refuse":
         raise RuntimeError("no such processor")
-    log = os.environ.get("FAKE_LOG")
-    if log:
-        with open(log, "a") as file:
-            file.write("start\n")
+    STARTED.update(request)
+    _log("start")
     return {}
 
 
 def do_echo(request):
-    return {"said": request["say"], "pid": os.getpid(), "threads": os.environ["TVM_NUM_THREADS"]}
+    return {"said": request["say"], "pid": os.getpid(), "threads": STARTED["threads"]}
 
 
 def do_crash(request):
@@ -67,10 +74,7 @@ def do_measure(request):
             failures[text] = "does not divide"
         else:
             samples[text] = [float(config.get("us", 100))] * request["rounds"]
-    log = os.environ.get("FAKE_LOG")
-    if log:
-        with open(log, "a") as file:
-            file.write(f"measure {len(request['configs'])}\n")
+    _log(f"measure {len(request['configs'])}")
     return {"samples": samples, "reference": [10.0] * request["rounds"], "screened": {}, "failures": failures}
 
 

@@ -33,7 +33,7 @@ def worker():
 def test_one_process_answers_all_requests_with_its_thread_count(worker):
     first, second = worker.ask("echo", say="a"), worker.ask("echo", say="ä\n")
     assert (first["said"], second["said"]) == ("a", "ä\n")
-    assert first["pid"] == second["pid"] and first["threads"] == "2"
+    assert first["pid"] == second["pid"] and first["threads"] == 2
 
 
 def test_after_a_crash_the_next_request_works(worker):
