@@ -145,7 +145,7 @@ class Store:
         rows = self._execute(
             "SELECT workload, config, latency_us, low_us, high_us, rounds, noisy, description, "
             "MAX(effort) OVER (PARTITION BY workload) FROM measurement "
-            "WHERE device=? AND threads=? AND software=? AND failure IS NULL ORDER BY workload, latency_us",
+            "WHERE device=? AND threads=? AND software=? AND failure IS NULL ORDER BY workload, latency_us, config",
             (context.device, context.threads, context.software),
         )
         table: dict[str, Measurement] = {}

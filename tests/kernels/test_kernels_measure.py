@@ -1,0 +1,88 @@
+"""The real measuring process: builds, times, and survives what happens to it. No figure is compared with another: this
+machine may be busy."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled_networks import first_candidate
+from torch import nn
+
+from hwprune.compile.artifact import build_artifact
+from hwprune.compile.lower import lower
+from hwprune.errors import MeasureError
+from hwprune.graph import trace
+from hwprune.kernels import candidates
+from hwprune.kernels.schedule import Config
+from hwprune.measure.measurer import Measurer
+from hwprune.measure.process import Worker, WorkerLost
+from hwprune.measure.store import Store
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def network(usable):
+    return lower(trace(Small().eval(), torch.zeros(1, 3, 12, 12)), usable(8))
+
+
+@pytest.fixture(scope="module")
+def measurer(usable, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store") / "m.sqlite")
+    with Measurer(usable(8), store) as measurer:
+        yield measurer
+    store.close()
+
+
+def test_every_kernel_of_a_network_is_measured(measurer, network):
+    workloads = network.workloads()
+    measurer.ensure(workloads)
+    for workload in workloads:
+        found = measurer.store.best(workload, measurer.context)
+        assert 0.05 < found.latency.latency_us < 1e5
+        assert found.latency.low_us <= found.latency.latency_us <= found.latency.high_us
+        assert Config.from_text(found.config) in candidates(workload, measurer.profile)
+        assert measurer.schedule(workload).to_text() == found.config
+
+
+def test_whole_network_is_timed_with_the_schedules_measured(measurer, network, tmp_path):
+    measurer.ensure(network.workloads())
+    path = build_artifact(network, measurer.profile, measurer.schedule, tmp_path / "artifact")
+    (latency,) = measurer.time_artifacts([path])
+    assert 0.5 < latency.latency_us < 1e6
+
+
+def test_killed_in_the_middle_of_a_measurement(measurer, network):
+    measurer.ensure(network.workloads()[:1])
+    os.kill(measurer._worker._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost):
+        measurer._worker.ask("baseline", rounds=1)
+    assert len(measurer._worker.ask("baseline", rounds=2)["reference"]) == 2
+
+
+def test_schedule_that_does_not_fit_is_a_failure_and_not_a_crash(usable, measurer, network):
+    convolution = network.workloads()[1]
+    good = first_candidate(usable(8))(convolution).to_text()
+    odd = Config.make("conv_direct", ht=5, wt=4, cov=1, order="hwc", split="rows", rows=5).to_text()
+    unknown = Config.make("nobody").to_text()
+    answer = measurer._worker.ask("measure", workload=convolution.to_json(), configs=[odd, good, unknown], finalists=2, rounds=2)
+    assert set(answer["failures"]) == {odd, unknown} and set(answer["samples"]) == {good}
+    assert "does not divide" in answer["failures"][odd] and "unknown schedule rule 'nobody'" in answer["failures"][unknown]
+
+
+def test_profile_that_cannot_be_built_for_says_why(usable):
+    profile = usable(8)
+    wrong = profile.model_copy(update={"link": profile.link.model_copy(update={"cxx": "no-such-compiler"})})
+    with Worker(wrong, 1) as worker, pytest.raises(MeasureError, match="no-such-compiler"):
+        worker.ask("baseline", rounds=1)
