@@ -112,6 +112,7 @@ def test_cross_compiled_library_is_for_the_target(arm_board, build):
 
 # --- bad input --------------------------------------------------------------------------------------------------
 
+
 def refusal(native_board, *arguments) -> str:
     done = native_board.run(*arguments)
     assert done.returncode == 1 and done.stderr.startswith("hwprune-run: ") and done.stderr.count("\n") == 1
@@ -170,6 +171,7 @@ def test_runner_without_arguments_prints_its_usage(native_board):
 
 # --- the cross compiler -----------------------------------------------------------------------------------------
 
+
 def test_missing_cross_compiler_is_one_sentence(tmp_path, monkeypatch):
     profile = load_file(shipped_folder() / "arm.toml")
     network = lower(trace(nn.ReLU(), torch.randn(1, 8)), profile)
@@ -182,8 +184,20 @@ def test_missing_cross_compiler_is_one_sentence(tmp_path, monkeypatch):
 
 def test_command_without_cross_compiler_exits_with_one_sentence(tmp_path):
     out = tmp_path / "artifact"
-    command = [sys.executable, "-m", "hwprune", "compile", "bundled:digits_resnet", "--target", "arm", "--out", str(out)]
-    done = subprocess.run(command, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "hwprune",
+        "compile",
+        "bundled:digits_resnet",
+        "--target",
+        "arm",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert "`aarch64-linux-gnu-g++`, which is not here" in said and "g++-aarch64-linux-gnu" in said

@@ -61,7 +61,9 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
-def assert_computes(module: nn.Module, inputs: tuple[torch.Tensor, ...], profile: TargetProfile, out: Path) -> runtime.Program:
+def assert_computes(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], profile: TargetProfile, out: Path
+) -> runtime.Program:
     """Compile ``module`` and compare every output with torch."""
     program = compiled(module.eval(), inputs, profile, out)
     for found, expected in zip(run(program, inputs), exact(module, inputs), strict=True):

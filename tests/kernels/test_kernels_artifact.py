@@ -37,6 +37,7 @@ def bundled(usable, tmp_path_factory):
 
 # --- numbers ----------------------------------------------------------------------------------------------------
 
+
 def test_bundled_network_computes_what_torch_computes(bundled):
     _, program, module = bundled
     generator = torch.Generator().manual_seed(3)
@@ -118,6 +119,7 @@ def test_network_without_weights(usable, tmp_path):
 
 # --- manifest ---------------------------------------------------------------------------------------------------
 
+
 def test_manifest_vouches_for_each_file(bundled):
     folder, _, _ = bundled
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -156,6 +158,7 @@ def test_altered_weights_are_refused(bundled, tmp_path):
 
 
 # --- what callers hand over -------------------------------------------------------------------------------------
+
 
 def test_wrong_shape_count_and_type(bundled):
     _, program, _ = bundled
@@ -247,6 +250,7 @@ def test_running_needs_neither_torch_nor_tvm(bundled):
 
 # --- writing it -------------------------------------------------------------------------------------------------
 
+
 def relu_network():
     return lower(trace(nn.ReLU(), torch.randn(1, 8)), profile_of(8))
 
@@ -270,7 +274,9 @@ def test_missing_linker_leaves_the_older_artifact(usable, tmp_path, monkeypatch)
     out = build_artifact(relu_network(), usable(8), first_candidate(profile_of(8)), tmp_path / "artifact")
     before, profile = sha256_file(out / "manifest.json"), usable(8)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CompileError, match="linked by `c\\+\\+`, which is not here; install it .*apt-get install g\\+\\+"):
+    with pytest.raises(
+        CompileError, match="linked by `c\\+\\+`, which is not here; install it .*apt-get install g\\+\\+"
+    ):
         build_artifact(relu_network(), profile, first_candidate(profile), out)
     assert sha256_file(out / "manifest.json") == before
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]

@@ -50,7 +50,7 @@ def test_every_kernel_of_a_network_is_measured(measurer, network):
     measurer.ensure(workloads)
     for workload in workloads:
         found = measurer.store.best(workload, measurer.context)
-        assert 0.05 < found.latency.latency_us < 1e5
+        assert 0 < found.latency.latency_us < 1e5
         assert found.latency.low_us <= found.latency.latency_us <= found.latency.high_us
         assert Config.from_text(found.config) in candidates(workload, measurer.profile)
         assert measurer.schedule(workload).to_text() == found.config
@@ -76,9 +76,13 @@ def test_schedule_that_does_not_fit_is_a_failure_and_not_a_crash(usable, measure
     good = first_candidate(usable(8))(convolution).to_text()
     odd = Config.make("conv_direct", ht=5, wt=4, cov=1, order="hwc", split="rows", rows=5).to_text()
     unknown = Config.make("nobody").to_text()
-    answer = measurer._worker.ask("measure", workload=convolution.to_json(), configs=[odd, good, unknown], finalists=2, rounds=2)
+    answer = measurer._worker.ask(
+        "measure", workload=convolution.to_json(), configs=[odd, good, unknown], finalists=2, rounds=2
+    )
     assert set(answer["failures"]) == {odd, unknown} and set(answer["samples"]) == {good}
-    assert "does not divide" in answer["failures"][odd] and "unknown schedule rule 'nobody'" in answer["failures"][unknown]
+    assert (
+        "does not divide" in answer["failures"][odd] and "unknown schedule rule 'nobody'" in answer["failures"][unknown]
+    )
 
 
 def test_profile_that_cannot_be_built_for_says_why(usable):

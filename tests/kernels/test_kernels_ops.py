@@ -106,7 +106,8 @@ def elementwise() -> dict[str, nn.Module]:
         "exp": Fn(torch.exp), "neg": Fn(torch.neg),
         "clamp": Fn(lambda x: x.clamp(-0.3, 0.4)), "clamp_below": Fn(lambda x: x.clamp(min=0.2)),
         "clamp_above": Fn(lambda x: x.clamp(max=-0.2)), "clamp_min": Fn(lambda x: torch.clamp_min(x, 0.1)),
-        "add_number": Fn(lambda x: x + 1.5), "subtract_number": Fn(lambda x: x - 2), "divide_by_number": Fn(lambda x: x / 3),
+        "add_number": Fn(lambda x: x + 1.5), "subtract_number": Fn(lambda x: x - 2),
+        "divide_by_number": Fn(lambda x: x / 3),
         "multiply_by_number": Fn(lambda x: 0.1 * x),
         "add_to_itself": Fn(lambda x: x + x), "subtract": Fn(lambda x: x - torch.relu(x)),
         "divide": Fn(lambda x: x / torch.exp(x)),
@@ -158,7 +159,8 @@ def movement() -> dict[str, nn.Module]:
 
 def rows() -> dict[str, nn.Module]:
     return {
-        "linear": nn.Linear(37, 19), "linear_without_bias": nn.Linear(37, 64, bias=False), "one_output": nn.Linear(37, 1),
+        "linear": nn.Linear(37, 19), "linear_without_bias": nn.Linear(37, 64, bias=False),
+        "one_output": nn.Linear(37, 1),
         "hidden": nn.Sequential(nn.Linear(37, 19), nn.GELU(), nn.Linear(19, 7), nn.Tanh()),
         "batchnorm": nn.Sequential(nn.Linear(37, 21), nn.BatchNorm1d(21), nn.ReLU()),
         "first": nn.Sequential(nn.BatchNorm1d(37), nn.PReLU(37)), "slice": Fn(lambda x: x[:, 3:30:2]),

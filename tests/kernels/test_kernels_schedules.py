@@ -30,7 +30,6 @@ OPERATORS = {
 }
 
 
-
 def tried(lanes: int) -> tuple[str, ...]:
     """Operators tried with that vector width: all with the middle one, else those whose loops depend on it most."""
     return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise")
@@ -65,7 +64,7 @@ def workload_of(operator: nn.Module, shape, profile):
 
 @pytest.fixture(scope="module")
 def outcomes(usable):
-    """``outcomes(lanes)``: every sampled schedule of every operator, built in one module: operator -> [(schedule, result)]."""
+    """``outcomes(lanes)``: operator -> [(schedule, result)] of the sampled schedules, all built in one module."""
     made: dict[int, dict] = {}
 
     def of(lanes: int) -> dict:

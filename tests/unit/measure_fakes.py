@@ -1,7 +1,7 @@
 """A measuring process that builds nothing: `python measure_fakes.py` speaks the worker's protocol.
 
-Schedules of a "measure" request are texts with a parameter ``does``: "crash" and "hang" do so, "refuse" cannot be built,
-"together" crashes unless it is alone, anything else takes ``us`` microseconds.
+Schedules of a "measure" request are texts with a parameter ``does``: "crash" and "hang" do so, "refuse" cannot be
+built, "together" crashes unless it is alone, anything else takes ``us`` microseconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fusion: which operators end in one kernel, how values lie in memory, and what is refused. Nothing is compiled here."""
+"""Fusion: which operators end in one kernel, how values lie in memory, what is refused. Nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Block(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
         self.grow, self.stride, self.option_a = outputs - inputs, stride, option_a
-        self.project = None if option_a or (stride == 1 and inputs == outputs) else nn.Conv2d(inputs, outputs, 1, stride)
+        self.project = (
+            None if option_a or (stride == 1 and inputs == outputs) else nn.Conv2d(inputs, outputs, 1, stride)
+        )
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -71,6 +73,7 @@ class Small(nn.Module):
 
 # --- fusion -----------------------------------------------------------------------------------------------------
 
+
 def test_residual_block_is_one_kernel_a_convolution():
     network = lowered(Small(), (1, 3, 8, 8))
     assert kernels(network) == [
@@ -83,7 +86,10 @@ def test_residual_block_is_one_kernel_a_convolution():
 
 def test_workloads_of_a_residual_network(golden):
     network = lowered(Small(option_a=True), (1, 3, 8, 8))
-    golden("workloads_residual", "\n".join(f"{c.name}\n  {c.workload(network.traced.shape).key}" for c in network.calls) + "\n")
+    golden(
+        "workloads_residual",
+        "\n".join(f"{c.name}\n  {c.workload(network.traced.shape).key}" for c in network.calls) + "\n",
+    )
 
 
 def test_option_a_shortcut_is_one_movement_kernel():
@@ -120,8 +126,12 @@ def test_value_read_twice_is_written_to_memory():
 
 
 def test_squeeze_and_excite_gates_in_one_kernel():
-    module = Fn(lambda m, x: (lambda y: y * torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(y, 1))))))(m.conv(x)),
-                conv=nn.Conv2d(3, 8, 3), down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1))
+    module = Fn(
+        lambda m, x: (lambda y: y * torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(y, 1))))))(m.conv(x)),
+        conv=nn.Conv2d(3, 8, 3),
+        down=nn.Conv2d(8, 4, 1),
+        up=nn.Conv2d(4, 8, 1),
+    )
     network = lowered(module, (1, 3, 8, 8))
     assert kernels(network) == ["conv2d+add", "global_pool", "conv2d+add+relu", "conv2d+add+sigmoid", "mul", "relayout"]
     gate = network.workloads()[4]
@@ -144,6 +154,7 @@ def test_concat_keeps_logical_extents():
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------
+
 
 def test_convolution_reads_the_network_input_in_its_own_layout():
     network = lowered(nn.Conv2d(3, 8, 3), (2, 3, 8, 9))
@@ -194,6 +205,7 @@ def test_flatten_of_pooled_images_costs_nothing():
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------
 
+
 def test_several_outputs_keep_their_order():
     module = Fn(lambda m, x: (lambda y: (torch.relu(y), y))(m.conv(x)), conv=nn.Conv2d(3, 8, 1))
     network = lowered(module, (1, 3, 4, 4))
@@ -226,6 +238,7 @@ def test_weight_bytes_are_packed_and_counted_once():
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
+
 
 def refusal(module: nn.Module, *shapes: tuple[int, ...], error: type[Exception] = UnsupportedOperator) -> str:
     with pytest.raises(error) as caught:

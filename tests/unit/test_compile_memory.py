@@ -21,10 +21,10 @@ def programs(draw):
 
 
 def alive_at(steps: list[Step], outside: set[str], now: int) -> list[Step]:
-    """By definition: made at or before ``now`` and still read, or being made. Written out, not taken from ``lifetimes``."""
+    """Made at or before ``now`` and still read, or being made: by definition, not taken from ``lifetimes``."""
     return [
         step for i, step in enumerate(steps)
-        if step.name not in outside and i <= now and (i == now or any(step.name in later.reads for later in steps[now:]))
+        if step.name not in outside and (i == now or i < now and any(step.name in later.reads for later in steps[now:]))
     ]  # fmt: skip
 
 
@@ -34,7 +34,10 @@ def test_values_alive_together_never_overlap(program):
     steps, inputs, outputs = program
     plan = place(steps, inputs, outputs)
     for now in range(len(steps)):
-        ranges = sorted((plan.offsets[s.name], plan.offsets[s.name] + s.size_bytes) for s in alive_at(steps, {*inputs, *outputs}, now))
+        ranges = sorted(
+            (plan.offsets[s.name], plan.offsets[s.name] + s.size_bytes)
+            for s in alive_at(steps, {*inputs, *outputs}, now)
+        )
         assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:]))
 
 
@@ -62,7 +65,13 @@ def test_workspace_is_between_what_lives_at_once_and_the_sum_of_all(program):
 
 
 def test_chain_needs_two_buffers():
-    steps = [Step("a", 64, ("in",)), Step("b", 64, ("a",)), Step("c", 64, ("b",)), Step("d", 64, ("c",)), Step("out", 8, ("d",))]
+    steps = [
+        Step("a", 64, ("in",)),
+        Step("b", 64, ("a",)),
+        Step("c", 64, ("b",)),
+        Step("d", 64, ("c",)),
+        Step("out", 8, ("d",)),
+    ]
     plan = place(steps, {"in": 32}, ("out",))
     assert plan.workspace_bytes == 128
     assert plan.peak_bytes == 128 + 32 + 8

@@ -42,7 +42,9 @@ class Mobile(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = conv(3, 16)
-        self.block = nn.Sequential(conv(16, 40, 1), conv(40, 40, 3, groups=40), SqueezeExcite(40, 12), nn.Conv2d(40, 16, 1))
+        self.block = nn.Sequential(
+            conv(16, 40, 1), conv(40, 40, 3, groups=40), SqueezeExcite(40, 12), nn.Conv2d(40, 16, 1)
+        )
         self.last = nn.Sequential(conv(16, 32, groups=16), nn.Hardswish())
         self.fc = nn.Linear(32, 10)
 

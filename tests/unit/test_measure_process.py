@@ -30,6 +30,7 @@ def worker():
 
 # --- the process ------------------------------------------------------------------------------------------------
 
+
 def test_one_process_answers_all_requests_with_its_thread_count(worker):
     first, second = worker.ask("echo", say="a"), worker.ask("echo", say="ä\n")
     assert (first["said"], second["said"]) == ("a", "ä\n")
@@ -89,6 +90,7 @@ def test_answer_to_an_interrupted_request_goes_to_nobody(worker):
 
 
 # --- the measurer over it ---------------------------------------------------------------------------------------
+
 
 def workload(op: str = "relu") -> Workload:
     spec = TensorSpec((1, 4, 4, 8))
@@ -172,7 +174,9 @@ def test_schedules_that_only_crash_together_come_to_an_end(measuring):
     assert measurer.store.failures(workload(), measurer.context) == {}
 
 
-@pytest.mark.parametrize("does, said", [(("crash", "crash"), "runs on this machine"), (("refuse",), "can be built: does not divide")])
+@pytest.mark.parametrize(
+    "does, said", [(("crash", "crash"), "runs on this machine"), (("refuse",), "can be built: does not divide")]
+)
 def test_workload_without_any_schedule_says_so(measuring, does, said):
     measurer = measuring(*does)
     with pytest.raises(MeasureError, match=f"no schedule of workload .*relu.* {said}"):

@@ -47,6 +47,7 @@ class Saying(Silent):
 
 # --- what it keeps ----------------------------------------------------------------------------------------------
 
+
 def test_round_trip(store):
     store.record(workload(), "config", HERE, Latency(3.5, 3.0, 4.0, 15, True), effort=14)
     found = store.best(workload(), HERE)
@@ -67,7 +68,9 @@ def test_newer_measurement_replaces_the_older(store):
     assert store.best(workload(), HERE).latency.latency_us == 4.0
 
 
-@pytest.mark.parametrize("other", [Context("board", 4, "kernels 1"), Context("desk", 2, "kernels 1"), Context("board", 2, "kernels 2")])
+@pytest.mark.parametrize(
+    "other", [Context("board", 4, "kernels 1"), Context("desk", 2, "kernels 1"), Context("board", 2, "kernels 2")]
+)
 def test_measurements_of_another_place_do_not_answer(store, other):
     store.record(workload(), "a", HERE, latency(1.0), effort=3)
     store.calibrate("reference_us", 7.0, HERE)
@@ -102,6 +105,7 @@ def test_survives_closing(tmp_path):
 
 # --- files that are not right -----------------------------------------------------------------------------------
 
+
 def test_damaged_file_is_set_aside_and_said(tmp_path):
     path = tmp_path / "m.sqlite"
     path.write_bytes(b"this was a store once" * 100)
@@ -135,7 +139,9 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path):
     db.execute("CREATE TABLE other (x)")
     db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     db.close()
-    with pytest.raises(StoreError, match=rf"schema version {SCHEMA_VERSION + 1}, this hwprune reads {SCHEMA_VERSION}.*--store"):
+    with pytest.raises(
+        StoreError, match=rf"schema version {SCHEMA_VERSION + 1}, this hwprune reads {SCHEMA_VERSION}.*--store"
+    ):
         Store(path)
     assert sqlite3.connect(path).execute("SELECT name FROM sqlite_master").fetchall() == [("other",)]
 
@@ -180,7 +186,9 @@ for width in range(int(sys.argv[2]), int(sys.argv[3])):
 
 def writer(path: Path, first: int, last: int) -> subprocess.Popen:
     script = _WRITER.format(tests=str(Path(__file__).parent))
-    return subprocess.Popen([sys.executable, "-c", script, str(path), str(first), str(last)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path), str(first), str(last)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_write_at_once(tmp_path):

@@ -1,4 +1,4 @@
-"""Artifacts that are not whole, not for this machine or not of this version: one sentence, before any code of theirs runs."""
+"""Artifacts that are not whole, not for this machine or not of this version: one sentence, none of their code runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def test_altered_file(artifact, name):
     data[50] ^= 1
     (artifact / name).write_bytes(data)
     text = refusal(artifact)
-    assert str(artifact / name) in text and "is not what was compiled" in text and sha256_file(artifact / name)[:12] in text
+    assert (
+        str(artifact / name) in text
+        and "is not what was compiled" in text
+        and sha256_file(artifact / name)[:12] in text
+    )
 
 
 @pytest.mark.parametrize("name", ["network.so", "weights.safetensors"])
@@ -100,6 +104,8 @@ def test_artifact_for_another_architecture(artifact):
 
 
 def test_artifact_that_needs_more_than_this_processor_has(artifact):
-    change(artifact, target={"name": "later", "architecture": platform.machine(), "features": ["avx9000"], "threads": 2})
+    change(
+        artifact, target={"name": "later", "architecture": platform.machine(), "features": ["avx9000"], "threads": 2}
+    )
     text = refusal(artifact)
     assert "needs avx9000, which this processor lacks" in text and "--target native" in text

@@ -72,9 +72,11 @@ def test_attributes_by_name():
         call["absent"]
 
 
-values = st.one_of(st.integers(-5, 5), st.floats(allow_nan=False, allow_infinity=False), st.text("ab", max_size=3), st.none(),
-                   st.booleans(), st.lists(st.integers(0, 9), max_size=4))  # fmt: skip
-specs = st.builds(TensorSpec, st.lists(st.integers(1, 99), min_size=1, max_size=5).map(tuple), st.sampled_from(["data", "weight"]))
+numbers = st.one_of(st.integers(-5, 5), st.floats(allow_nan=False, allow_infinity=False), st.none(), st.booleans())
+values = st.one_of(numbers, st.text("ab", max_size=3), st.lists(st.integers(0, 9), max_size=4))
+specs = st.builds(
+    TensorSpec, st.lists(st.integers(1, 99), min_size=1, max_size=5).map(tuple), st.sampled_from(["data", "weight"])
+)
 
 
 @given(
