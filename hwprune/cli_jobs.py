@@ -142,7 +142,7 @@ def finetune(
     \b
     Examples:
       hwprune finetune runs/demo --epochs 20
-      hwprune finetune runs/demo --epochs 40 --resume
+      hwprune finetune runs/demo --epochs 20 --resume
     """
     with reporting(json, debug) as terminal:
         from hwprune import api
