@@ -1,7 +1,8 @@
 """Check that a pruned network computes what the dense one computes without the removed units.
 
-Without them means: the slices of all parameters that read a removed unit are taken as zero, and normalizations over a
-pruned axis take their statistics over what is kept. Both networks run in float64 on copies, so that the comparison has
+Without them means: the slices of all parameters that read a removed unit are taken as zero, a product of two activations
+reads the removed positions of its operands as zero, and normalizations over a pruned axis take their statistics over
+what is kept. Both networks run in float64 on copies, so that the comparison has
 nothing to do with rounding, in eval mode, so that BatchNorm and dropout are plain functions.
 
 The dense side interprets the exported graph, one operator at a time.
@@ -20,7 +21,8 @@ from torch import fx, nn
 
 from hwprune.errors import ProofError, UsageError
 from hwprune.graph.channels import ChannelGraph
-from hwprune.graph.rules import aten
+from hwprune.graph.rules import aten, overloads
+from hwprune.graph.rules.reduce import OVER_KEPT, named_axes
 from hwprune.graph.trace import evaluating
 
 TOLERANCE = 1e-5  # relative to the largest output; float64 leaves 1e-12 or so
@@ -162,12 +164,47 @@ class _Dense(fx.Interpreter):
             }
             if axes:
                 return self._over_kept(node, axes)
+        if node.op == "call_function" and node.target in _LAYERS and node.args[1].name not in self._graph.traced.targets:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)  # a weight that is computed: zero where it is read
+            return self.call_function(node.target, (args[0], self._without_removed(node.args[1]), *args[2:]), kwargs)
+        if node.op == "call_function" and node.target in OVER_KEPT:
+            return self._reduced(node)
+        if node.op == "call_function" and node.target in _PRODUCTS and not self._reads_parameter(node):
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._without_removed)
+            return self.call_function(node.target, args, kwargs)
         return super().run_node(node)
 
     def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return super().call_function(target, args, kwargs)
+
+    def _reads_parameter(self, node: fx.Node) -> bool:
+        """Then its slices are zero already."""
+        return any(n.name in self._graph.traced.targets for n in node.all_input_nodes)
+
+    def _without_removed(self, node: fx.Node) -> Any:
+        """A value with zeros at the removed positions."""
+        value = self.env[node]
+        if not isinstance(value, torch.Tensor):
+            return value
+        for dim in range(value.dim()):
+            positions = self._graph.positions(node.name, dim, self._kept)
+            if positions is not None:
+                gone = np.setdiff1d(np.arange(value.shape[dim]), positions)
+                value = value.index_fill(dim, torch.from_numpy(gone), 0)
+        return value
+
+    def _reduced(self, node: fx.Node) -> Any:
+        """A reduction over what is kept of the axes that it reduces."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        names = [argument.name for argument in node.target._schema.arguments]
+        x, source = args[0], node.all_input_nodes[0]
+        for dim in named_axes({**dict(zip(names, args)), **kwargs}, x.dim()):
+            positions = self._graph.positions(source.name, dim, self._kept)
+            if positions is not None:
+                x = x.index_select(dim, torch.from_numpy(positions))
+        return self.call_function(node.target, (x, *args[1:]), kwargs)
 
     def _over_kept(self, node: fx.Node, axes: Mapping[int, np.ndarray]) -> torch.Tensor:
         """Take what is kept, normalize, and put it back; removed positions become zero."""
@@ -181,8 +218,8 @@ class _Dense(fx.Interpreter):
         for name in ("weight", "bias"):
             w = operands.get(name)
             if w is not None:
-                first = 1 if node.target is aten.group_norm.default else x.dim() - w.dim()
-                for dim, positions in axes.items():
+                first = x.dim() - w.dim() if node.target in _LAST_AXES else 1
+                for dim, positions in ((d, p) for d, p in axes.items() if 0 <= d - first < w.dim()):
                     w = w.index_select(dim - first, torch.from_numpy(positions))
                 operands[name] = w
         operands["input"] = small
@@ -200,8 +237,25 @@ def _last_axes(node: fx.Node) -> list[int]:
     return list(range(rank - len(node.args[1]), rank))
 
 
+def _own_statistics(node: fx.Node) -> list[int]:
+    """The axes over which a BatchNorm takes statistics of its input (weights are standardized so)."""
+    return [dim for dim in range(len(node.meta["val"].shape)) if dim != 1] if node.args[5] else []
+
+
+_PRODUCTS = (
+    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.baddbmm.default,
+    aten.einsum.default, aten.scaled_dot_product_attention.default,
+)  # fmt: skip
+
+_LAYERS = frozenset(overloads(
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+))  # fmt: skip
+
+_LAST_AXES = (aten.layer_norm.default, aten.rms_norm.default)
+
 _STATISTICS = {
     aten.layer_norm.default: _last_axes,
     aten.rms_norm.default: _last_axes,
     aten.group_norm.default: lambda node: [1],
+    aten.batch_norm.default: _own_statistics,
 }

@@ -62,6 +62,7 @@ def prune(
     if failure is not None:
         rewrites += list(_rewrite_sizes(pruned, graph, kept))
         failure = _failure(pruned, graph)
+    failure = failure or _difference(pruned, module, graph, kept, positions)
     if failure is not None:
         pruned = _pruned_graph(module, graph, kept, positions)
         rewrites = [Rewrite("", "forward", failure, "the pruned exported graph")]
@@ -224,17 +225,61 @@ def _failure(pruned: nn.Module, graph: ChannelGraph) -> str | None:
     """None if the pruned module maps the example to outputs of the dense shapes, else what goes wrong and where."""
     expected = [tuple(n.meta["val"].shape) for n in _outputs(graph)]
     try:
-        with evaluating(pruned), torch.no_grad():
-            example = [x.detach().clone() for x in graph.traced.example_inputs]
-            result = pruned(*example)
+        result = _results(pruned, graph)
     except Exception as err:
         frames = [f for f in traceback.extract_tb(err.__traceback__) if "/torch/" not in f.filename]
         why = (str(err).splitlines() or [type(err).__name__])[0]
         if not frames:
             return f"forward: {why}"
         return f"{frames[-1].filename}:{frames[-1].lineno} `{(frames[-1].line or '').strip()}`: {why}"
-    got = [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    got = [tuple(t.shape) for t in result]
     return None if got == expected else f"outputs of shape {got} instead of {expected}"
+
+
+def _results(module: nn.Module, graph: ChannelGraph) -> list[torch.Tensor]:
+    """The module's outputs, in eval mode, for the traced example."""
+    with evaluating(module), torch.no_grad():
+        result = module(*[x.detach().clone() for x in graph.traced.example_inputs])
+    return [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+
+
+def _difference(pruned: nn.Module, module: nn.Module, graph: ChannelGraph, kept, positions) -> str | None:
+    """Where the pruned module runs but computes something else than the pruned graph: its forward derives a number
+    from a size (the scale of attention, equal halves). None where the two agree or no operator could tell them apart.
+    """
+    at = _size_dependent(graph, kept)
+    if at is None:
+        return None
+    reference = resized_graph(module, graph, kept, free_batch=False)
+    slice_tensors(reference, positions)
+    for got, expected in zip(_results(pruned, graph), _results(reference, graph)):
+        if expected.is_floating_point():
+            allowed = 200 * torch.finfo(expected.dtype).eps * float(expected.abs().amax()) if expected.numel() else 0.0
+            same = bool(((got - expected).abs() <= allowed).all())
+        else:
+            same = torch.equal(got, expected)
+        if not same:
+            source = graph.traced.source(at)
+            return f"{source.file}:{source.line} `{source.text}`: depends on the size of what is pruned"
+    return None
+
+
+_PARTS = ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "slice", "narrow")
+_PRODUCTS = ("matmul", "mm", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention")
+
+
+def _size_dependent(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> fx.Node | None:
+    """The first operator that cuts a pruned axis into parts, or sums over one between activations."""
+    new, old = graph.shapes({g: len(units) for g, units in kept.items()}), graph.shapes({})
+    for node in graph.traced.graph.nodes:
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if node.op != "call_function" or name not in (*_PARTS, *_PRODUCTS):
+            continue
+        x = node.all_input_nodes[0].name
+        axes = slice(None) if name in _PARTS or name == "einsum" else slice(-1, None)
+        if new(x)[axes] != old(x)[axes]:
+            return node
+    return None
 
 
 def _outputs(graph: ChannelGraph) -> list[fx.Node]:

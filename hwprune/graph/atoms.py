@@ -103,6 +103,7 @@ class Atoms:
     """Allocates atoms and collects what rules say about them. Everything is an array; no loop runs over channels."""
 
     count: int = 0
+    where: str = ""  # place in the user's source of the node at hand
     causes: list[Cause] = field(default_factory=list)
     _left: list[np.ndarray] = field(default_factory=list)
     _right: list[np.ndarray] = field(default_factory=list)
@@ -144,6 +145,27 @@ class Atoms:
         if ids.shape[1] > 1:
             self.unify(ids[:, 1:], ids[:, :1])
         return np.ascontiguousarray(ids[:, 0])
+
+    def along(self, f: Field, axes: Sequence[int]) -> Field:
+        """The labels of a joint field along ``axes`` (some of its own), tied along all of its others."""
+        ids = f.ids
+        for position in reversed([i for i, a in enumerate(f.axes) if a not in axes]):
+            first = ids.take([0], axis=position)
+            self.unify(ids, first)
+            ids = first.squeeze(position)
+        return Field(tuple(a for a in f.axes if a in axes), ids)
+
+    def hold(self, value: Value, axes: Iterable[int], cause: Cause) -> Value:
+        """``axes`` stay whole: labels along them alone are frozen; a joint label is tied along them and goes on as the
+        label of its other axes (whole heads go where head dimensions stay)."""
+        held = set(axes)
+        fields = []
+        for f in value.fields:
+            rest = [a for a in f.axes if a not in held]
+            if not rest:
+                self.freeze(f.ids, cause)
+            fields.append(f if len(rest) in (0, len(f.axes)) else self.along(f, rest))
+        return value.having(fields)
 
     def freeze_axes(self, value: Value, axes: Iterable[int], cause: Cause) -> None:
         """Freeze every field that touches one of ``axes``."""

@@ -105,8 +105,11 @@ def _order(params, classes, group_of, frozen_by, causes, reads) -> tuple[np.ndar
     units = np.zeros(len(group_of), dtype=np.int64)
     names: list[str] = []
     done: set[int] = set()
-    anchors = [a for a in params if not reads[a.ids].any() and _rank(params, a.node) > 1]
+    rank: dict[str, int] = {}
+    for a in params:
+        rank[a.node] = max(rank.get(a.node, 0), a.dim + 1)
     makers = [a for a in params if not reads[a.ids].any()]
+    anchors = [a for a in makers if rank[a.node] > 1]
     for axis in [*anchors, *makers, *params]:
         own = classes[axis.ids]
         for number in _in_order(group_of[own]):
@@ -128,10 +131,6 @@ def _in_order(numbers: np.ndarray) -> np.ndarray:
     """Distinct numbers in the order of their first appearance."""
     found, first = np.unique(numbers, return_index=True)
     return found[np.argsort(first)]
-
-
-def _rank(params: list[_Axis], node: str) -> int:
-    return max(a.dim for a in params if a.node == node) + 1
 
 
 def _terms(axes, distinct, group_of, unit_of, ids) -> dict[int, Terms]:
@@ -160,6 +159,7 @@ def _unique(names: list[str]) -> list[str]:
 
 def _build(traced, axes, params, terms, ids, reads) -> tuple[Group, ...]:
     names = _unique(ids)
+    number = {name: i for i, name in enumerate(names)}
     slices: dict[str, dict[str, list]] = {n: {"params": [], "values": [], "makes": [], "reads": []} for n in names}
     index: dict[tuple[int, str], np.ndarray] = {}
     trainable = set(traced.exported.graph_signature.inputs_to_parameters)
@@ -167,7 +167,7 @@ def _build(traced, axes, params, terms, ids, reads) -> tuple[Group, ...]:
     for axis in [*params, *values]:
         for name, multiplicity in terms[axis.key].groups:
             if (axis.key, name) not in index:
-                index[axis.key, name] = _index(terms[axis.key].labels, names.index(name), multiplicity)
+                index[axis.key, name] = _index(terms[axis.key].labels, number[name], multiplicity)
             own = slices[name]
             if axis.param is None:
                 own["values"].append(AxisSlice(axis.node, axis.dim, index[axis.key, name]))

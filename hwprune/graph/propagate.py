@@ -90,6 +90,7 @@ def _apply(traced: Traced, node: fx.Node, atoms: Atoms, values: dict[str, Any]) 
         for value in call.values():
             atoms.freeze_value(value, atoms_cause)
         return None
+    atoms.where = call.where
     labelled = find(node.target)(call)
     if several and not isinstance(labelled, tuple):
         return (labelled,)

@@ -230,6 +230,14 @@ def _normalized_shape(node: fx.Node, sizes: _Sizes) -> None:
     node.args = (node.args[0], list(sizes.new(sizes.name(node))[-rank:]), *node.args[2:])
 
 
+def _attention_scale(node: fx.Node, sizes: _Sizes) -> None:
+    """The default scale is that of the head's size; it stays the dense network's."""
+    query = _argument(node, "query")
+    rank = len(sizes.old(sizes.name(query)))
+    if _argument(node, "scale") is None and sizes.shrinks(query, rank - 1):
+        _set_argument(node, "scale", sizes.old(sizes.name(query))[-1] ** -0.5)
+
+
 def _argument(node: fx.Node, name: str) -> Any:
     for place, argument in enumerate(node.target._schema.arguments):
         if argument.name == name:
@@ -253,4 +261,5 @@ _RESIZE: dict[Any, Callable[[fx.Node, _Sizes], None]] = {
     **dict.fromkeys(overloads("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
                               "conv_transpose3d"), _conv_groups),
     **dict.fromkeys(overloads("layer_norm", "rms_norm"), _normalized_shape),
+    aten.scaled_dot_product_attention.default: _attention_scale,
 }  # fmt: skip

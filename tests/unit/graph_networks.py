@@ -120,6 +120,38 @@ class Shuffle(nn.Module):
         return torch.cat([a, self.branch(b)], 1)
 
 
+class ShuffleV2(nn.Module):
+    """Two units of ShuffleNet V2: half of the channels pass, the other half is convolved, and both are shuffled."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.units = nn.ModuleList(nn.Sequential(conv(8, 8, 1), conv(8, 8, groups=8)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for unit in self.units:
+            a, b = x.chunk(2, 1)
+            x = torch.cat([a, unit(b)], 1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        return x
+
+
+class CrossStage(nn.Module):
+    """YOLO's C2f: both halves of a chunk are concatenated, the second one is worked on as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.cv1, self.cv2 = conv(3, 12, 1), conv(18, 8, 1)
+        self.m = conv(6, 6)
+
+    def forward(self, x):
+        y = list(self.cv1(x).chunk(2, 1))
+        y.append(self.m(y[-1]) + y[-1])
+        return self.cv2(torch.cat(y, 1))
+
+
 class Decoder(nn.Module):
     """Transposed convolutions, pixel shuffle and unshuffle, nearest upsampling."""
 
@@ -171,6 +203,64 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(y.transpose(1, 2).reshape(b, t, -1))
         return self.fc(x.mean(1))
+
+
+class NonLocal(nn.Module):
+    """Attention of one head over pixels, by hand, with its scale an attribute: queries and keys lose dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = conv(3, 8), nn.Conv2d(6, 8, 1)
+        self.q, self.k, self.v = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.scale = 0.5
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = (m(x).flatten(2) for m in (self.q, self.k, self.v))
+        y = torch.bmm(v, torch.bmm(q.transpose(1, 2) * self.scale, k).softmax(-1).transpose(1, 2))
+        return x + self.out(y.unflatten(2, x.shape[2:]))
+
+
+class OneHead(nn.Module):
+    """Attention of one head with the default scale, which depends on the size of what is pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 10)
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x):
+        return self.fc(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)).mean(1))
+
+
+class Rotary(nn.Module):
+    """Llama-like attention: grouped queries, norms inside each head, rotary embeddings. Whole key-value groups go."""
+
+    def __init__(self, dim=12, heads=6, kv=3, size=4):
+        super().__init__()
+        self.embed, self.heads, self.kv, self.size = nn.Linear(6, dim), heads, kv, size
+        self.q, self.k = nn.Linear(dim, heads * size, bias=False), nn.Linear(dim, kv * size, bias=False)
+        self.v, self.o = nn.Linear(dim, kv * size, bias=False), nn.Linear(heads * size, dim, bias=False)
+        self.scale = nn.Parameter(torch.rand(size) + 0.5)
+        self.register_buffer("frequency", 1.0 / 10 ** torch.linspace(0, 1, size // 2), persistent=False)
+        self.fc = nn.Linear(dim, 5)
+
+    def turn(self, x, cos, sin):
+        x = self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        x = x.transpose(1, 2)
+        half = torch.cat((-x[..., self.size // 2 :], x[..., : self.size // 2]), -1)
+        return x * cos + half * sin
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, _ = x.shape
+        angle = torch.arange(t)[:, None].float() * self.frequency[None]
+        angle = torch.cat((angle, angle), -1)
+        q, k = (self.turn(m(x).view(b, t, -1, self.size), angle.cos(), angle.sin()) for m in (self.q, self.k))
+        v = self.v(x).view(b, t, -1, self.size).transpose(1, 2)
+        k, v = (y[:, :, None].expand(-1, -1, self.heads // self.kv, -1, -1).flatten(1, 2) for y in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
+        return self.fc((x + self.o(y)).mean(1))
 
 
 class Gated(nn.Module):
@@ -244,10 +334,15 @@ NETWORKS = {
     "dense": (lambda: Head(Dense(), 8), (2, 3, 8, 8)),
     "inception": (lambda: Head(Inception(), 12), (2, 3, 8, 8)),
     "shuffle": (lambda: Head(Shuffle(), 14), (2, 3, 8, 8)),
+    "shuffle_v2": (lambda: Head(ShuffleV2(), 16), (2, 3, 8, 8)),
+    "cross_stage": (lambda: Head(CrossStage(), 8), (2, 3, 8, 8)),
     "decoder": (lambda: Head(Decoder(), 6), (2, 3, 8, 8)),
     "norms": (lambda: Head(Norms(), 6), (2, 3, 8, 8)),
     "attention": (Attention, (2, 7, 6)),
     "attention_by_hand": (lambda: Attention(manual=True), (2, 7, 6)),
+    "non_local": (lambda: Head(NonLocal(), 8), (2, 3, 8, 8)),
+    "one_head": (OneHead, (2, 7, 6)),
+    "rotary": (Rotary, (2, 7, 6)),
     "gated": (Gated, (2, 3, 9)),
     "shared": (lambda: Head(Shared(), 6), (2, 3, 8, 8)),
     "partial": (lambda: Head(Partial(), 6), (2, 3, 8, 8)),

@@ -8,6 +8,9 @@ A rule is a function ``rule(call) -> Value | tuple[Value, ...]`` registered for 
 It reads its operands' labels, unifies and freezes atoms through ``call.atoms``, and returns the labelled result. An
 operator without a rule that PyTorch itself declares pointwise (``torch.Tag.pointwise``) is element-wise; any other one
 is unknown, and freezes what touches it.
+
+Rules of other packages register through entry points of the group ``hwprune.rules``; each names a module whose import
+registers them (docs/operators.md).
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from typing import Any, Callable, Iterator
 
 import torch
 
+from hwprune.errors import UsageError
 from hwprune.graph.atoms import Atoms, Cause, Field, Reason, Value
 
 aten = torch.ops.aten
+ENTRY_POINTS = "hwprune.rules"
 Rule = Callable[["Call"], "Value | tuple[Value, ...]"]
 _RULES: dict[Any, Rule] = {}
 
@@ -114,7 +121,27 @@ def unknown(call: Call) -> Value | tuple[Value, ...]:
     return results if len(results) != 1 else results[0]
 
 
+@cache
 def _load() -> None:
-    if not _RULES:
-        for module in pkgutil.iter_modules(__path__):
-            importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    load_user_rules()
+
+
+def load_user_rules() -> list[str]:
+    """Import what other packages name under the entry point group ``hwprune.rules``; returns their names.
+
+    Raises
+    ------
+    UsageError : one that cannot be imported, or that has a rule for an operator which has one already.
+    """
+    loaded = []
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as err:
+            package = point.dist.name if point.dist is not None else "unknown package"
+            why = (str(err).splitlines() or [type(err).__name__])[0]
+            raise UsageError(f"operator rules {point.value!r} of {package} cannot be loaded: {why}") from err
+        loaded.append(point.name)
+    return loaded

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: whole heads (whole key-value groups) go, head dimensions stay."""
+"""Scaled dot-product attention: whole heads (whole key-value groups) go; of a single head, its dimensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hwprune.graph.rules.elementwise import Operand
 
 @rule(aten.scaled_dot_product_attention.default)
 def attention(call: Call) -> Value:
-    """softmax(q k^T) v; the default scale depends on the head's size, which therefore stays."""
+    """softmax(q k^T) v. The default scale depends on the head's size; a pruned network keeps the dense one's."""
     q, k, v, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     rank = len(q.shape)
     if call["enable_gqa"] and q.shape[-3] != k.shape[-3]:
@@ -26,7 +26,7 @@ def attention(call: Call) -> Value:
         scores_of.append((mask, [n if size > 1 else None for n, size in zip(names, mask.shape)]))
     shape = (*q.shape[:-1], k.shape[-2])
     scores = contract(replace(call, shapes=(shape,)), scores_of, [*lead, "i", "j"])
-    call.atoms.freeze_axes(scores, [rank - 1], call.cause(Reason.UNIFORMITY, "softmax runs over the axis"))
+    scores = call.atoms.hold(scores, [rank - 1], call.cause(Reason.UNIFORMITY, "softmax runs over the axis"))
     return contract(call, [(scores, [*lead, "i", "j"]), (v, [*lead, "j", "e"])], [*lead, "i", "e"])
 
 

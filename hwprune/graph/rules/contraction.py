@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from hwprune.graph.atoms import Field, Reason, Value
+from hwprune.graph.atoms import Reason, Value
 from hwprune.graph.rules import Call, aten, rule, unknown
 from hwprune.graph.rules.elementwise import Letter, Operand, align, fields_of
 
@@ -58,7 +58,8 @@ def einsum(call: Call) -> Value:
 
 
 def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> Value:
-    """Align the operands; a summed letter is read by the operand that is a weight.
+    """Align the operands; a summed letter is read by the operand that is a weight. Between two activations it goes from
+    both, and the sum is over what is left.
 
     A joint label over a summed letter and a kept one (head_dim and heads) is tied along the summed one: whole heads
     are what can go.
@@ -70,9 +71,8 @@ def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> 
             fields.append((tuple(out.index(x) for x in letters), ids))
             continue
         readers = [(v, ls) for v, ls in operands if v.weight and any(x in ls for x in letters)]
-        if len(readers) != 1:
-            detail = "summed over between two activations" if not readers else "summed over between two weights"
-            call.atoms.freeze(ids, call.cause(Reason.UNIFORMITY, detail))
+        if len(readers) > 1:
+            call.atoms.freeze(ids, call.cause(Reason.UNIFORMITY, "summed over between two weights"))
         for value, own in readers:
             for f in value.fields:
                 if own[f.axes[0]] in letters:
@@ -85,17 +85,7 @@ def _whole(call: Call, value: Value, letters: Sequence[Letter], out: Sequence[Le
     for f in value.fields:
         kept = [a for a in f.axes if letters[a] in out]
         if kept and len(kept) < len(f.axes):
-            fields.append(along(call, f, kept))
+            fields.append(call.atoms.along(f, kept))
         else:
             fields.append(f)
     return value.having(fields)
-
-
-def along(call: Call, f: Field, kept: Sequence[int]) -> Field:
-    """Tie a joint field along all of its axes but ``kept``."""
-    ids = f.ids
-    for position in reversed([i for i, a in enumerate(f.axes) if a not in kept]):
-        first = ids.take([0], axis=position)
-        call.atoms.unify(ids, first)
-        ids = first.squeeze(position)
-    return Field(tuple(a for a in f.axes if a in kept), ids)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Hashable, Sequence
 
 import numpy as np
 
-from hwprune.graph.atoms import Atoms, Cause, Field, Value, spread
+from hwprune.graph.atoms import Atoms, Cause, Field, Reason, Value, spread
 from hwprune.graph.rules import Call, aten, overloads, rule
 
 Letter = Hashable
@@ -17,7 +18,8 @@ def align(atoms: Atoms, operands: Sequence[Operand]) -> list[tuple[tuple[Letter,
     """Unify the labels of operands that share index letters, as in an einsum.
 
     Where one operand has labels on a letter and another has the same extent without labels, that extent is fixed, and
-    so are the labels.
+    so are the labels. A joint label (heads and head_dim) of which a part is fixed stays free on the rest; where a
+    weight has labels on its inner letters alone (a norm inside each head), those stay whole and the outer units go.
 
     Returns
     -------
@@ -29,6 +31,7 @@ def align(atoms: Atoms, operands: Sequence[Operand]) -> list[tuple[tuple[Letter,
         for letter, size in zip(letters, value.shape)
         if letter is not None and size > 1
     }
+    operands = _outer(atoms, operands)
     labelled = [
         (tuple(letters[a] for a in f.axes), f.ids) for value, letters in operands for f in value.fields
     ]
@@ -42,6 +45,36 @@ def align(atoms: Atoms, operands: Sequence[Operand]) -> list[tuple[tuple[Letter,
             atoms.freeze(parts[0], cause)
         joined.append((letters, parts[0]))
     return joined
+
+
+def _outer(atoms: Atoms, operands: Sequence[Operand]) -> list[Operand]:
+    """Operands whose joint labels are tied along the letters that stay whole."""
+    joint = [tuple(own[a] for a in f.axes) for value, own in operands for f in value.fields if len(f.axes) > 1]
+    if not joint:
+        return list(operands)
+    whole = {
+        letter
+        for value, own in operands
+        for axis, letter in enumerate(own)
+        if letter is not None and value.shape[axis] > 1 and value.field(axis) is None
+    }
+    for value, own in operands:
+        for letters in (tuple(own[a] for a in f.axes) for f in value.fields if value.weight):
+            if any(set(letters) <= set(js[1:]) for js in joint):
+                whole |= set(letters)
+    cause = Cause(Reason.UNIFORMITY, "every slice of an outer axis uses it, and those go whole", atoms.where)
+    reduced = []
+    for value, own in operands:
+        held = [a for a, letter in enumerate(own) if letter in whole]
+        if any(set(f.axes) & set(held) and not set(f.axes) <= set(held) for f in value.fields):
+            fields = [
+                f if not set(f.axes) & set(held) or set(f.axes) <= set(held)
+                else atoms.along(f, [a for a in f.axes if a not in held])
+                for f in value.fields
+            ]  # fmt: skip
+            value = replace(value, fields=tuple(fields), fixed=cause)
+        reduced.append((value, own))
+    return reduced
 
 
 def _connected(sets: list[tuple[Letter, ...]]) -> list[tuple[Letter, ...]]:

@@ -17,15 +17,25 @@ def cat(call: Call) -> Value:
     rank = len(call.shape)
     axis = call["dim"] % rank
     parts = [v for v in call["tensors"] if len(v.shape) == rank]  # an empty legacy tensor has rank 1
-    pieces = [call.atoms.axis(v, axis) for v in parts]
+    found = {f and f.axes for f in (v.field(axis) for v in parts)}
+    if None in found:
+        cause = call.cause(Reason.UNIFORMITY, "concatenated with a part of fixed size")
+        parts = [call.atoms.hold(v, [axis], cause) if _is_joint(v, axis) else v for v in parts]
+    (own,) = found if len(found) == 1 and None not in found else {(axis,)}  # rotary halves stay heads by head_dim
+    pieces = [call.atoms.axis(v, axis) if own == (axis,) else v.field(axis).ids for v in parts]
     fields = []
     if any(ids is not None for ids in pieces):
         pieces = [
             call.atoms.new_frozen(v.shape[axis], v.fixed) if ids is None else ids for v, ids in zip(parts, pieces)
         ]
-        fields.append(Field((axis,), np.concatenate(pieces)))
+        fields.append(Field(own, np.concatenate(pieces, axis=own.index(axis))))
     others = [(v.having(f for f in v.fields if axis not in f.axes), _letters(v, axis)) for v in parts]
     return call.result(fields + fields_of(align(call.atoms, others)))
+
+
+def _is_joint(value: Value, axis: int) -> bool:
+    f = value.field(axis)
+    return f is not None and len(f.axes) > 1
 
 
 def _letters(value: Value, without: int) -> list[int | None]:
@@ -42,12 +52,11 @@ def stack(call: Call) -> Value:
 
 @rule(*overloads("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split", "split_copy"))
 def split(call: Call) -> Values:
-    """Equal parts of a labelled axis stay equal: unit j is the j-th index of every part."""
+    """Each part has the labels of its indices. Equal parts need not stay equal: where the user's code asks for halves,
+    the pruned graph says the sizes."""
     x = next(call.values())
     axis = int(call["dim"]) % len(x.shape)
     sizes = [shape[axis] for shape in call.shapes]
-    if x.field(axis) is not None and len(set(sizes)) == 1 and len(sizes) > 1:
-        tie_parts(call, x, axis, len(sizes))
     bounds = np.cumsum([0, *sizes])
     return tuple(
         call.result(_cuts(call, x, axis, slice(bounds[i], bounds[i + 1])), i) for i in range(len(sizes))
@@ -70,18 +79,15 @@ def select(call: Call) -> Value:
 
 @rule(*overloads("slice", "narrow"))
 def slice_axis(call: Call) -> Value:
-    """A slice that is one of several equal parts ties them, as a split does."""
+    """A part of an axis by position; one with steps, or of one index, keeps the axis whole."""
     x = next(call.values())
     axis, size = int(call["dim"]) % len(x.shape), x.shape[int(call["dim"]) % len(x.shape)]
     start, step = int(call["start"] or 0), int(call.operands.get("step") or 1)
     start = max(start + size, 0) if start < 0 else min(start, size)
     length = call.shape[axis]
-    if x.field(axis) is not None and length < size:
-        if step != 1 or length == 1:
-            detail = f"every {step}th index is taken" if step != 1 else "one index is taken by number"
-            call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, detail))
-        elif size % length == 0 and start % length == 0:
-            tie_parts(call, x, axis, size // length)
+    if x.field(axis) is not None and length < size and (step != 1 or length == 1):
+        detail = f"every {step}th index is taken" if step != 1 else "one index is taken by number"
+        x = call.atoms.hold(x, [axis], call.cause(Reason.UNIFORMITY, detail))
     return call.result(_cuts(call, x, axis, slice(start, start + length * step, step)))
 
 
@@ -89,7 +95,7 @@ def slice_axis(call: Call) -> Value:
 def index_select(call: Call) -> Value:
     x = call["self"]
     axis = int(call["dim"]) % max(len(x.shape), 1)
-    call.atoms.freeze_axes(x, [axis], call.cause(Reason.UNIFORMITY, "indices are taken by number"))
+    x = call.atoms.hold(x, [axis], call.cause(Reason.UNIFORMITY, "indices are taken by number"))
     return call.result([f for f in x.fields if axis not in f.axes])
 
 
@@ -109,7 +115,7 @@ def index(call: Call) -> Value:
     x, indices = call["self"], list(call["indices"])
     indexed = [a for a, i in enumerate(indices) if i is not None]
     cause = call.cause(Reason.UNIFORMITY, "indices are taken by number")
-    call.atoms.freeze_axes(x, indexed, cause)
+    x = call.atoms.hold(x, indexed, cause)
     for i in indexed:
         call.atoms.freeze_value(indices[i], cause)
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))

@@ -23,7 +23,7 @@ def _window(spatial: int):
         x = next(call.values())
         first = len(x.shape) - spatial
         detail = f"{call.name} treats the axis as spatial"
-        call.atoms.freeze_axes(x, range(first, len(x.shape)), call.cause(Reason.UNIFORMITY, detail))
+        x = call.atoms.hold(x, range(first, len(x.shape)), call.cause(Reason.UNIFORMITY, detail))
         fields = [f for f in x.fields if max(f.axes) < first]
         results = tuple(call.result(fields, i) for i in range(len(call.shapes)))
         return results if len(results) != 1 else results[0]

@@ -135,5 +135,5 @@ def repeat_interleave(call: Call) -> Value:
 def triangle(call: Call) -> Value:
     x = next(call.values())
     rank = len(x.shape)
-    call.atoms.freeze_axes(x, [rank - 2, rank - 1], call.cause(Reason.UNIFORMITY, "masked by position"))
+    x = call.atoms.hold(x, [rank - 2, rank - 1], call.cause(Reason.UNIFORMITY, "masked by position"))
     return call.result([f for f in x.fields if max(f.axes) < rank - 2])
