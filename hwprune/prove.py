@@ -1,9 +1,9 @@
 """Check that a pruned network computes what the dense one computes without the removed units.
 
-Without them means: the slices of all parameters that read a removed unit are taken as zero, a product of two activations
-reads the removed positions of its operands as zero, and normalizations over a pruned axis take their statistics over
-what is kept. Both networks run in float64 on copies, so that the comparison has
-nothing to do with rounding, in eval mode, so that BatchNorm and dropout are plain functions.
+Without them means: the slices of all parameters that read a removed unit are taken as zero, a product of two
+activations reads the removed positions of its operands as zero, and normalizations over a pruned axis take their
+statistics over what is kept. Both networks run in float64 on copies, so that the comparison has nothing to do with
+rounding, in eval mode, so that BatchNorm and dropout are plain functions.
 
 The dense side interprets the exported graph, one operator at a time.
 """
@@ -164,7 +164,7 @@ class _Dense(fx.Interpreter):
             }
             if axes:
                 return self._over_kept(node, axes)
-        if node.op == "call_function" and node.target in _LAYERS and node.args[1].name not in self._graph.traced.targets:
+        if node.op == "call_function" and node.target in _LAYERS and not self._is_parameter(node.args[1]):
             args, kwargs = self.fetch_args_kwargs_from_env(node)  # a weight that is computed: zero where it is read
             return self.call_function(node.target, (args[0], self._without_removed(node.args[1]), *args[2:]), kwargs)
         if node.op == "call_function" and node.target in OVER_KEPT:
@@ -181,7 +181,10 @@ class _Dense(fx.Interpreter):
 
     def _reads_parameter(self, node: fx.Node) -> bool:
         """Then its slices are zero already."""
-        return any(n.name in self._graph.traced.targets for n in node.all_input_nodes)
+        return any(map(self._is_parameter, node.all_input_nodes))
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        return node.name in self._graph.traced.targets
 
     def _without_removed(self, node: fx.Node) -> Any:
         """A value with zeros at the removed positions."""
@@ -237,6 +240,10 @@ def _last_axes(node: fx.Node) -> list[int]:
     return list(range(rank - len(node.args[1]), rank))
 
 
+def _axes_from(node: fx.Node, first: int) -> list[int]:
+    return list(range(first, len(node.meta["val"].shape)))
+
+
 def _own_statistics(node: fx.Node) -> list[int]:
     """The axes over which a BatchNorm takes statistics of its input (weights are standardized so)."""
     return [dim for dim in range(len(node.meta["val"].shape)) if dim != 1] if node.args[5] else []
@@ -256,6 +263,7 @@ _LAST_AXES = (aten.layer_norm.default, aten.rms_norm.default)
 _STATISTICS = {
     aten.layer_norm.default: _last_axes,
     aten.rms_norm.default: _last_axes,
-    aten.group_norm.default: lambda node: [1],
+    aten.group_norm.default: lambda node: _axes_from(node, 1),
+    aten.instance_norm.default: lambda node: _axes_from(node, 2),
     aten.batch_norm.default: _own_statistics,
 }

@@ -132,7 +132,7 @@ def _facts(network: Network, layout: _Layout, profile: TargetProfile) -> Facts:
 
 
 def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     params = parameter_values(network)
     blob = np.zeros(max(layout.size // 4, 1), np.float32)
@@ -141,7 +141,7 @@ def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, fo
         if packed.shape != layout.shapes[constant]:
             raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {layout.shapes[constant]}")
         blob[offset // 4 : offset // 4 + packed.size] = packed.ravel()
-    save_file({"packed": blob}, folder / "weights.safetensors")
+    (folder / "weights.safetensors").write_bytes(save({"packed": blob}))
 
 
 def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
@@ -181,7 +181,6 @@ def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
 def _replace(folder: Path, out: Path) -> None:
     """Put the finished folder where the artifact belongs; an older artifact goes only once the new one is whole."""
     os.chmod(folder, 0o755)
-    (folder / "weights.safetensors").chmod(0o644)  # temporary files are made for their owner alone
     if out.exists():
         if not (out / "manifest.json").is_file() and any(out.iterdir()):
             raise CompileError(f"{out} is not empty and holds no artifact; choose another folder with --out")

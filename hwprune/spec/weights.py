@@ -8,7 +8,7 @@ from typing import Mapping
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hwprune.errors import ModelError
@@ -67,7 +67,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically. Tensors that share storage are written once each."""
     tensors = {key: value.detach().to("cpu").contiguous().clone() for key, value in state.items()}
-    write_atomic(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    # not save_file: on a full disk it raises an error of its own that hides the system's
+    write_atomic(Path(path), lambda temporary: temporary.write_bytes(save(tensors, metadata=metadata)))
 
 
 def _read_safetensors(path: Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from hwprune.graph.atoms import Reason, Value
+from hwprune.graph.atoms import Value
 from hwprune.graph.rules import Call, aten, rule, unknown
 from hwprune.graph.rules.elementwise import Letter, Operand, align, fields_of
 
@@ -71,9 +71,7 @@ def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> 
             fields.append((tuple(out.index(x) for x in letters), ids))
             continue
         readers = [(v, ls) for v, ls in operands if v.weight and any(x in ls for x in letters)]
-        if len(readers) > 1:
-            call.atoms.freeze(ids, call.cause(Reason.UNIFORMITY, "summed over between two weights"))
-        for value, own in readers:
+        for value, own in readers[-1:]:  # of two weights, the layer's own; the other one is computed from parameters
             for f in value.fields:
                 if own[f.axes[0]] in letters:
                     call.atoms.read(f.ids)

@@ -21,8 +21,8 @@ _ALONG = ("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "flip"
 
 @rule(*overloads(*_REDUCTIONS))
 def reduction(call: Call) -> Value | tuple[Value, ...]:
-    """Reduced axes vanish. A labelled one may lose units where the result is a statistic of what is kept, and stays whole
-    where its extent or the places along it are part of the result (a product, the place of the largest).
+    """Reduced axes vanish. A labelled one may lose units where the result is a statistic of what is kept, and stays
+    whole where its extent or the places along it are part of the result (a product, the place of the largest).
 
     ``max`` and ``min`` of two tensors are element-wise.
     """
