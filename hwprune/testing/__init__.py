@@ -1,0 +1,1 @@
+"""Contract tests for what others can add: inherit one, say what is new, and pytest runs it."""
