@@ -132,6 +132,7 @@ def _transformers_names() -> Iterator[tuple[str, str]]:
 
 
 def _build_transformers(name: str) -> Network:
+    _torchvision()  # transformers imports it
     from benchmarks.coverage.transformers_networks import NETWORKS
 
     module, inputs, outputs = NETWORKS[name][1]()

@@ -258,14 +258,14 @@ class UNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
         super().__init__()
         ins = (3, *widths[:-1])
-        self.down = nn.ModuleList(self.double(i, o) for i, o in zip(ins, widths))
+        self.down = nn.ModuleList(self.convs(i, o) for i, o in zip(ins, widths))
         pairs = list(zip(widths[:0:-1], widths[-2::-1]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in pairs)
-        self.merge = nn.ModuleList(self.double(2 * o, o) for _, o in pairs)
+        self.merge = nn.ModuleList(self.convs(2 * o, o) for _, o in pairs)
         self.head = nn.Conv2d(widths[0], CLASSES, 1)
 
     @staticmethod
-    def double(cin: int, cout: int) -> nn.Sequential:
+    def convs(cin: int, cout: int) -> nn.Sequential:
         layers = []
         for i, o in ((cin, cout), (cout, cout)):
             layers += [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from hwprune.graph.atoms import Field, Reason, Value, compact, spread
 from hwprune.graph.rules import Call, aten, overloads, rule
+from hwprune.graph.rules.elementwise import broadcast
 
 
 @rule(*overloads("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as",
@@ -96,12 +97,18 @@ def moved(f: Field, place: dict[int, int]) -> Field:
     return Field(tuple(axes[i] for i in order), f.ids if len(axes) == 1 else f.ids.transpose(order))
 
 
-@rule(*overloads("expand", "broadcast_to", "expand_as"))
+@rule(*overloads("expand", "broadcast_to"))
 def expand(call: Call) -> Value:
     """New extents repeat what is there, without labels of their own."""
     x = next(call.values())
     offset = len(call.shape) - len(x.shape)
     return call.result([Field(tuple(a + offset for a in f.axes), f.ids) for f in x.fields])
+
+
+@rule(*overloads("expand_as"))
+def expand_as(call: Call) -> Value:
+    """The extents, and with them the labels, are those of the other tensor."""
+    return broadcast(call, list(call.values()))
 
 
 @rule(*overloads("repeat", "tile"))

@@ -1,0 +1,97 @@
+"""Patterns of networks that people have, each met in the coverage benchmark: what goes is proved, and nothing stays that
+need not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hwprune.graph import analyze, trace
+from hwprune.prove import prove
+from hwprune.prune import prune
+
+
+class HandNorm(nn.Module):
+    """Norms written by hand: RMSNorm (Llama), global response (ConvNeXt V2) and L2 over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up, self.fc = nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 5)
+        self.scale, self.shift = nn.Parameter(torch.rand(12) + 0.5), nn.Parameter(torch.rand(10))
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        y = self.up(x)
+        g = y.norm(p=2, dim=1, keepdim=True)
+        y = y + y * g / (g.mean(-1, keepdim=True) + 1e-6) * self.shift
+        return self.fc(F.normalize(y, dim=-1).sum(1))
+
+
+class SpatialAttention(nn.Module):
+    """CBAM's second half: mean and largest value over the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mask = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+        self.last = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return self.last(x * self.mask(pooled).sigmoid()).mean((2, 3))
+
+
+class Standardized(nn.Module):
+    """Convolutions whose weights are standardized in the forward pass, by hand and through BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.gain, self.last = nn.Parameter(torch.rand(6, 1, 1, 1) + 0.5), nn.Conv2d(6, 5, 1, bias=False)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.a.weight, self.a.bias, padding=1).relu()
+        w = self.b.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-4) * self.gain
+        x = F.conv2d(x, w, self.b.bias, padding=1).relu()
+        w = self.last.weight
+        w = F.batch_norm(w.reshape(1, 5, -1), None, None, training=True).reshape_as(w)
+        return F.conv2d(x, w).mean((2, 3))
+
+
+class Queries(nn.Module):
+    """Learned queries pass a layer of their own: an activation that is computed from parameters alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.rand(4, 8))
+        self.q, self.k, self.fc = nn.Linear(8, 12), nn.Linear(6, 12), nn.Linear(6, 5)
+
+    def forward(self, x):
+        weights = self.q(self.queries) @ self.k(x).transpose(1, 2)
+        return self.fc(weights.softmax(-1) @ x)
+
+
+NETWORKS = {
+    "hand_norm": (HandNorm, (2, 7, 6), {"embed": 12, "up": 10}),
+    "spatial_attention": (SpatialAttention, (2, 3, 8, 8), {"stem": 8}),
+    "standardized": (Standardized, (2, 3, 8, 8), {"a": 8, "b": 6}),
+    "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_found_and_proved(name):
+    factory, shape, widths = NETWORKS[name]
+    torch.manual_seed(0)
+    module = factory().eval()
+    graph = analyze(trace(module, torch.randn(shape)))
+    assert {g.id: g.width for g in graph.groups} == widths
+    rng = np.random.default_rng(0)
+    kept = {g.id: sorted(rng.choice(g.width, g.width // 2, replace=False).tolist()) for g in graph.groups}
+    pruned, _ = prune(module, graph, kept)
+    assert prove(module, pruned, graph, kept, seed=1).relative_error < 1e-10
+    pruned.train()(torch.randn(shape)).square().mean().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
