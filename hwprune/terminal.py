@@ -161,6 +161,7 @@ def reporting(as_json: bool, debug: bool) -> Iterator[Terminal]:
     terminal = Terminal(as_json)
     try:
         yield terminal
+        sys.stdout.flush()  # here, where a reader that has gone is dealt with, and not as Python exits
     except HwpruneError as err:
         _trace_if(debugging(debug))
         terminal.failure(type(err).__name__, str(err), err.exit_code)
