@@ -10,10 +10,11 @@ The dense side interprets the exported graph, one operator at a time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def prove(
     UsageError : inputs of other shapes than the network was traced with.
     """
     inputs = _inputs(graph, inputs, seed)
-    with torch.no_grad():
+    with torch.no_grad(), _float64_by_default():
         expected = _dense_outputs(dense, graph, kept, inputs)
         got = _outputs(pruned, inputs)
     if [t.shape for t in got] != [t.shape for t in expected]:
@@ -80,6 +81,17 @@ def prove(
             f"the largest value, where {tolerance:g} is allowed; freeze the groups at fault and report the network"
         )
     return ProofReport(error, relative, tolerance, passed)
+
+
+@contextlib.contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """What a forward pass makes without saying of what type is of the type of the parameters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:

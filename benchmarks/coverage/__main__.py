@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import subprocess
-import sys
+import time
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage import catalog, page
+from benchmarks.coverage import catalog, page, worker
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What hwprune's results depend on.
@@ -49,6 +49,7 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     chosen = _chosen(options)
     latest = _latest(options.results)
+    worker.preload({entry.source for entry in chosen})
     revisions = {tool: revision(tool) for tool in options.tool or TOOLS}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for number, entry in enumerate(chosen, 1):
@@ -98,28 +99,29 @@ def revision(tool: str) -> str:
 
 
 def measured(entry: catalog.Entry, tool: str, seconds: float) -> dict[str, Any]:
-    """What the worker says about one network; where it was stopped, the stage in which it was."""
-    command = [sys.executable, "-m", "benchmarks.coverage.worker", tool, entry.source, entry.name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
+    """What the worker says about one network; where it was stopped, the stage in which it was.
+
+    The worker is a fork of this process, which has loaded all packages and runs nothing itself.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=worker.main, args=(tool, entry.source, entry.name, sender.send))
+    process.start()
+    sender.close()
+    stage, record, error = "start", None, None
+    until = time.monotonic() + seconds
     try:
-        out, err = process.communicate(timeout=seconds)
-        error = None
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        error = f"stopped after {seconds:g} s"
-    stage = "start"
-    for line in out.splitlines():
-        if line.startswith('{"record"'):
-            return json.loads(line)["record"]
-        if line.startswith('{"stage"'):
-            stage = json.loads(line)["stage"]
-    if error is None:
-        error = f"the process ended with {process.returncode}: {(err.strip().splitlines() or ['no message'])[-1]}"
-    return {"passed": False, "stage": stage, "error": error, "seconds": {}}
+        while record is None and receiver.poll(max(until - time.monotonic(), 0)):
+            message = receiver.recv()
+            stage, record = message.get("stage", stage), message.get("record")
+        if record is None:
+            error = f"stopped after {seconds:g} s"
+    except EOFError:
+        process.join()
+        error = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    return record or {"passed": False, "stage": stage, "error": error, "seconds": {}}
 
 
 if __name__ == "__main__":

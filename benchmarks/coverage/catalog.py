@@ -9,6 +9,7 @@ Every network is built small where its authors' constructor allows it: coverage 
 from __future__ import annotations
 
 import csv
+import importlib
 import sys
 import types
 from dataclasses import dataclass, field
@@ -57,16 +58,14 @@ def build(source: str, name: str) -> Network:
 # -- torchvision
 
 
-def _torchvision() -> types.ModuleType:
+def torchvision() -> types.ModuleType:
     """torchvision for a torch without its compiled operators: only the model definitions are used."""
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-    import torchvision
-
-    return torchvision
+    return importlib.import_module("torchvision")
 
 
 def _torchvision_names() -> Iterator[tuple[str, str]]:
-    models = _torchvision().models
+    models = torchvision().models
     for name in models.list_models(module=models):
         yield name, models.get_model_builder(name).__module__.rpartition(".")[2]
 
@@ -76,7 +75,7 @@ _TORCHVISION_SIZES = {"inception": 128, "maxvit": 224, "swin_transformer": 128, 
 
 
 def _build_torchvision(name: str) -> Network:
-    models = _torchvision().models
+    models = torchvision().models
     builder = models.get_model_builder(name)
     family = builder.__module__.rpartition(".")[2]
     size = _TORCHVISION_SIZES.get(family, 64)
@@ -103,7 +102,7 @@ def _timm_names() -> Iterator[tuple[str, str]]:
 
 
 def _build_timm(name: str) -> Network:
-    _torchvision()
+    torchvision()
     import timm
 
     module = timm.create_model(name, pretrained=False)
@@ -132,7 +131,7 @@ def _transformers_names() -> Iterator[tuple[str, str]]:
 
 
 def _build_transformers(name: str) -> Network:
-    _torchvision()  # transformers imports it
+    torchvision()  # transformers imports it
     from benchmarks.coverage.transformers_networks import NETWORKS
 
     module, inputs, outputs = NETWORKS[name][1]()

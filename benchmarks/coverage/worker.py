@@ -1,25 +1,37 @@
-"""One network, one tool, one process: prints a JSON line for each stage entered and one for the record.
+"""One network, one tool, one process: tells each stage that it enters, and the record.
 
-    python -m benchmarks.coverage.worker TOOL SOURCE NAME
+    python -m benchmarks.coverage.worker TOOL SOURCE NAME       runs one by hand
 """
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
 import traceback
 import warnings
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import nn
 
 from benchmarks.coverage import measure, peer
-from benchmarks.coverage.catalog import build
+from benchmarks.coverage.catalog import build, torchvision
 
 TOOLS = {"hwprune": measure.hwprune, "torch-pruning": peer.torch_pruning}
 
 
-def main(tool: str, source: str, name: str) -> None:
+def preload(sources: Iterable[str]) -> None:
+    """Load what workers of these sources need, before they are forked; nothing is computed."""
+    torch.set_num_threads(1)
+    torchvision()
+    for name in ("torch_pruning", "torch.export", "hwprune.graph", "hwprune.importance", "hwprune.prove", "hwprune.prune"):
+        importlib.import_module(name)
+    for source in {"timm", "transformers"} & set(sources):
+        importlib.import_module(source)
+
+
+def main(tool: str, source: str, name: str, tell: Callable[[dict[str, Any]], None]) -> None:
+    """``tell`` gets {"stage": name} as stages begin and {"record": result} in the end."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     record = {"passed": False, "error": None}
@@ -28,32 +40,32 @@ def main(tool: str, source: str, name: str) -> None:
     def announce(new: str) -> None:
         nonlocal stage
         stage = new
-        print(json.dumps({"stage": stage}), flush=True)
+        tell({"stage": stage})
 
     try:
         announce(stage)
         network = build(source, name)
-        randomize_norms(network.module)
+        randomize(network.module)
         record["parameters"] = measure.parameters(network.module)
         TOOLS[tool](network, record, announce)
         record["passed"] = True
     except Exception as err:  # whatever it is, it is this network's result
         record["error"] = _sentence(err)
-    print(json.dumps({"record": {**record, "stage": stage}}), flush=True)
+    tell({"record": {**record, "stage": stage}})
 
 
-def randomize_norms(module: nn.Module) -> None:
-    """Scales of one and statistics of zero would hide that the wrong ones were taken."""
+def randomize(module: nn.Module) -> None:
+    """Parameters of one value, and statistics of zero, would hide that the wrong ones were taken; a last layer of zeros
+    would hide everything."""
     generator = torch.Generator().manual_seed(1)
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None:
-            m.running_mean.uniform_(-0.1, 0.1, generator=generator)
-            m.running_var.uniform_(0.8, 1.2, generator=generator)
-        if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)) and m.weight is not None:
-            with torch.no_grad():
-                m.weight.add_(torch.empty_like(m.weight).uniform_(-0.2, 0.2, generator=generator))
-                if m.bias is not None:
-                    m.bias.add_(torch.empty_like(m.bias).uniform_(-0.2, 0.2, generator=generator))
+    with torch.no_grad():
+        for m in module.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_var is not None:
+                m.running_mean.uniform_(-0.1, 0.1, generator=generator)
+                m.running_var.uniform_(0.8, 1.2, generator=generator)
+        for p in module.parameters():
+            if p.numel() > 1 and bool((p == p.flatten()[0]).all()):
+                p.add_(torch.empty_like(p).uniform_(-0.2, 0.2, generator=generator))
 
 
 def _sentence(err: Exception) -> str:
@@ -65,4 +77,4 @@ def _sentence(err: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:], tell=print)

@@ -33,9 +33,10 @@ def propagate(traced: Traced) -> Labels:
     atoms = Atoms()
     values: dict[str, Any] = {}
     tensors: dict[int, Value] = {}
+    used = {id(traced.tensor(t)) for name, t in traced.targets.items() if traced.nodes[name].users}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            values[node.name] = _placeholder(traced, node, atoms, tensors)
+            values[node.name] = _placeholder(traced, node, atoms, tensors, used)
         elif node.op == "call_function":
             values[node.name] = _apply(traced, node, atoms, values)
         elif node.op == "output":
@@ -45,7 +46,9 @@ def propagate(traced: Traced) -> Labels:
     return Labels(atoms, values, settle(atoms, values))
 
 
-def _placeholder(traced: Traced, node: fx.Node, atoms: Atoms, tensors: dict[int, Value]) -> Value | None:
+def _placeholder(
+    traced: Traced, node: fx.Node, atoms: Atoms, tensors: dict[int, Value], used: set[int]
+) -> Value | None:
     """Parameters and buffers get one atom per index of each axis; tied ones share them. Inputs are of fixed size."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
@@ -61,7 +64,7 @@ def _placeholder(traced: Traced, node: fx.Node, atoms: Atoms, tensors: dict[int,
         cause = Cause(Reason.CONSTANT, f"parameter of extent 1: {target}", target)
         fields = tuple(Field((dim,), atoms.new(size)) for dim, size in enumerate(shape) if size > 1)
         tensors[id(tensor)] = Value(shape, fields, cause, weight=True)
-        if not node.users:
+        if id(tensor) not in used:
             atoms.freeze_value(tensors[id(tensor)], SILENT_CAUSE)
     return tensors[id(tensor)]
 

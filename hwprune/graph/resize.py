@@ -182,6 +182,14 @@ def _size(node: fx.Node, given: Any, old: int, new: int) -> Any:
         return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (given, new)), old))
 
 
+def _filled(node: fx.Node, sizes: _Sizes) -> None:
+    """A tensor of one value takes the sizes of what it meets."""
+    place = 1 if "new_" in str(node.target) else 0
+    old, new = sizes.old(sizes.name(node)), sizes.new(sizes.name(node))
+    given = [_size(node, g, a, b) for g, a, b in zip(node.args[place], old, new)]
+    node.args = (*node.args[:place], given, *node.args[place + 1 :])
+
+
 def _unflatten(node: fx.Node, sizes: _Sizes) -> None:
     dim, parts = _dim(node, sizes, place=1), len(node.args[2])
     node.args = (node.args[0], dim, list(sizes.new(sizes.name(node))[dim : dim + parts]))
@@ -255,6 +263,7 @@ def _set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 _RESIZE: dict[Any, Callable[[fx.Node, _Sizes], None]] = {
     **dict.fromkeys(overloads("view", "reshape", "_unsafe_view", "expand", "view_copy", "broadcast_to"), _view),
+    **dict.fromkeys(overloads("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), _filled),
     aten.unflatten.int: _unflatten,
     **dict.fromkeys(overloads("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk"), _split),
     **dict.fromkeys(overloads("slice", "narrow"), _slice),

@@ -74,10 +74,26 @@ class Queries(nn.Module):
         return self.fc(weights.softmax(-1) @ x)
 
 
+class Filled(nn.Module):
+    """Tensors of zeros whose size is an attribute, or a number: a state to begin with, and channels to fill up."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.hidden = nn.Linear(6, 8), nn.Linear(8, 8), 8
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        h = torch.zeros(x.shape[0], self.hidden)
+        for t in range(3):
+            h = torch.tanh(self.a(x[:, t]) + self.b(h))
+        return self.fc(torch.cat([h, h.new_zeros(h.shape[0], 4)], 1))
+
+
 NETWORKS = {
     "hand_norm": (HandNorm, (2, 7, 6), {"embed": 12, "up": 10}),
     "spatial_attention": (SpatialAttention, (2, 3, 8, 8), {"stem": 8}),
     "standardized": (Standardized, (2, 3, 8, 8), {"a": 8, "b": 6}),
+    "filled": (Filled, (2, 3, 6), {"a": 8, "fc": 4}),
     "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
 }
 

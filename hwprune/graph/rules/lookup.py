@@ -17,8 +17,14 @@ def embedding(call: Call) -> Value:
     return Value(call.shape, () if ids is None else (Field((len(call.shape) - 1,), ids),), fixed)
 
 
-@rule(*overloads("zeros", "ones", "full", "arange", "empty", "scalar_tensor", "eye", "linspace", "rand", "randn",
-                 "new_zeros", "new_ones", "new_full", "new_empty"))  # fmt: skip
+@rule(*overloads("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"))
+def filled(call: Call) -> Value:
+    """One value everywhere: its axes take the size of what they meet."""
+    fields = tuple(Field((a,), call.atoms.new(size)) for a, size in enumerate(call.shape) if size > 1)
+    return Value(call.shape, fields, call.cause(Reason.CONSTANT, f"{call.name} makes an axis of extent 1"), True)
+
+
+@rule(*overloads("arange", "scalar_tensor", "eye", "linspace", "rand", "randn"))
 def literal(call: Call) -> Value:
     """Of the size that the user's code says."""
     cause = call.cause(Reason.CONSTANT, f"{call.name} makes a tensor of a fixed size")
