@@ -30,11 +30,15 @@ demo: venv ## Prune the bundled network to half its latency on this machine, com
 	$(BIN)/hwprune search --target native --model bundled:digits_resnet --data digits --latency 0.5x \
 		--finetune $(FINETUNE) --compile --out $(DEMO) --force
 
-test: venv ## All tests
-	$(PYTEST) tests
+# One after the other: what times kernels wants the cores for itself.
+test: ## All tests
+	$(MAKE) test-unit
+	$(MAKE) test-kernels
+	$(MAKE) test-device
+	$(MAKE) test-e2e
 
-test-unit: venv ## Tests that compile nothing
-	$(PYTEST) tests/unit tests/golden
+test-unit: venv ## Tests that compile nothing, a process a core
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit
 
 test-kernels: venv ## Tests that build and run kernels on this machine
 	$(PYTEST) tests/kernels
