@@ -20,6 +20,7 @@ from torch import fx, nn
 from hwprune.errors import PlanError
 from hwprune.graph.channels import ChannelGraph
 from hwprune.graph.resize import resized_graph
+from hwprune.graph.rules.shape import blocks
 from hwprune.graph.trace import evaluating
 
 
@@ -266,16 +267,22 @@ def _difference(pruned: nn.Module, module: nn.Module, graph: ChannelGraph, kept,
 
 _PARTS = ("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "slice", "narrow")
 _PRODUCTS = ("matmul", "mm", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention")
+_RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "view_copy")
 
 
 def _size_dependent(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> fx.Node | None:
-    """The first operator that cuts a pruned axis into parts, or sums over one between activations."""
+    """The first operator that cuts a pruned axis into parts or factors, or sums over one between activations."""
     new, old = graph.shapes({g: len(units) for g, units in kept.items()}), graph.shapes({})
     for node in graph.traced.graph.nodes:
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if node.op != "call_function" or name not in (*_PARTS, *_PRODUCTS):
+        if node.op != "call_function" or name not in (*_PARTS, *_PRODUCTS, *_RESHAPES):
             continue
         x = node.all_input_nodes[0].name
+        if name in _RESHAPES:
+            y = node.name
+            if any(len(news) > 1 and any(new(y)[a] != old(y)[a] for a in news) for _, news in blocks(old(x), old(y))):
+                return node
+            continue
         axes = slice(None) if name in _PARTS or name == "einsum" else slice(-1, None)
         if new(x)[axes] != old(x)[axes]:
             return node

@@ -16,16 +16,16 @@ def reshape(call: Call) -> Value:
     x = next(call.values())
     if len(x.shape) == len(call.shape) and x.shape == call.shape:
         return call.result(x.fields)
-    blocks = _blocks(x.shape, call.shape)
+    runs = blocks(x.shape, call.shape)
     fields = []
-    for touched, own in _by_blocks(x, blocks):
+    for touched, own in _by_blocks(x, runs):
         f = max(own, key=lambda f: f.ids.size)
         for other in own:
             if other is not f:
                 cause = call.cause(Reason.UNIFORMITY, "merged with another prunable axis")
                 call.atoms.freeze(other.ids, cause)
-        source = [a for b in sorted(touched) for a in blocks[b][0]]
-        target = [a for b in sorted(touched) for a in blocks[b][1]]
+        source = [a for b in sorted(touched) for a in runs[b][0]]
+        target = [a for b in sorted(touched) for a in runs[b][1]]
         ids = spread(f.ids, f.axes, source, [x.shape[a] for a in source])
         new = compact(target, ids.reshape([call.shape[a] for a in target]))
         if new is not None:
@@ -33,11 +33,11 @@ def reshape(call: Call) -> Value:
     return call.result(fields)
 
 
-def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Shortest runs of old and new axes with equal products; axes of extent 1 are left out."""
     left = [a for a, size in enumerate(old) if size != 1]
     right = [a for a, size in enumerate(new) if size != 1]
-    blocks = []
+    runs = []
     while left or right:
         olds, news = [left.pop(0)], [right.pop(0)]
         a, b = old[olds[0]], new[news[0]]
@@ -48,8 +48,8 @@ def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int],
             else:
                 news.append(right.pop(0))
                 b *= new[news[-1]]
-        blocks.append((olds, news))
-    return blocks
+        runs.append((olds, news))
+    return runs
 
 
 def _by_blocks(x: Value, blocks: list[tuple[list[int], list[int]]]) -> list[tuple[set[int], list[Field]]]:
