@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("unit", derandomize=True, database=None)
-settings.register_profile("long", max_examples=2500, derandomize=True, database=None)
+settings.register_profile("long", max_examples=1000, derandomize=True, database=None)
 settings.load_profile("unit")  # --hypothesis-profile=long comes later
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -57,7 +57,7 @@ def _placeholder(
     target = traced.targets.get(node.name)
     if target is None:
         return Value(shape, (), Cause(Reason.NETWORK_INPUT, f"input {node.name!r}", "(network input)"))
-    if target in traced.exported.constants and target not in traced.exported.state_dict:
+    if target in traced.literals:
         return Value(shape, (), Cause(Reason.CONSTANT, f"literal tensor {target!r}", target), weight=True)
     tensor = traced.tensor(target)
     if id(tensor) not in tensors:

@@ -65,6 +65,11 @@ class Traced:
         """Node name -> node."""
         return {node.name: node for node in self.graph.nodes}
 
+    @cached_property
+    def literals(self) -> frozenset[str]:
+        """Names of the tensors that the user's forward makes from numbers."""
+        return frozenset(self.exported.graph_signature.inputs_to_lifted_tensor_constants.values())
+
     def shape(self, node_name: str) -> tuple[int, ...]:
         """Shape of a node's value, which must be a single tensor (KeyError otherwise)."""
         value = self.nodes[node_name].meta.get("val")
