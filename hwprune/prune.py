@@ -104,6 +104,8 @@ def slice_tensors(module: nn.Module, positions: Mapping[str, Mapping[int, np.nda
         owner_name, _, leaf = fqn.rpartition(".")
         owner = module.get_submodule(owner_name)
         old = getattr(owner, leaf)
+        if any(old is new for new in done.values()):
+            continue  # a module with two names
         if id(old) not in done:
             new = old.detach()
             for dim, index in by_dim.items():

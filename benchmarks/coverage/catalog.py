@@ -117,7 +117,10 @@ def timm_input(module: nn.Module) -> tuple[int, ...]:
     if config.get("fixed_input_size") or max(height, width) <= 128:
         return channels, height, width
     least = config.get("min_input_size") or (channels, 32, 32)
-    return channels, max(128, least[1]), max(128, least[2])
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", 1)
+    step = max(patch) if isinstance(patch, (tuple, list)) else patch
+    size = -(-max(128, *least[1:]) // step) * step
+    return channels, size, size
 
 
 # -- transformers

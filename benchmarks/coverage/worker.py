@@ -16,6 +16,7 @@ from torch import nn
 
 from benchmarks.coverage import measure, peer
 from benchmarks.coverage.catalog import build, torchvision
+from hwprune.graph import rules
 
 TOOLS = {"hwprune": measure.hwprune, "torch-pruning": peer.torch_pruning}
 
@@ -24,8 +25,12 @@ def preload(sources: Iterable[str]) -> None:
     """Load what workers of these sources need, before they are forked; nothing is computed."""
     torch.set_num_threads(1)
     torchvision()
-    for name in ("torch_pruning", "torch.export", "hwprune.graph", "hwprune.importance", "hwprune.prove", "hwprune.prune"):
+    for name in (
+        "torch_pruning", "torch.export", "hwprune.graph.gather", "hwprune.graph.propagate", "hwprune.graph.rules.conv",
+        "hwprune.importance", "hwprune.prove", "hwprune.prune",
+    ):  # fmt: skip
         importlib.import_module(name)
+    rules.find(torch.ops.aten.relu.default)  # loads all of them
     for source in {"timm", "transformers"} & set(sources):
         importlib.import_module(source)
 

@@ -33,6 +33,8 @@ def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept, free_batch
     for node in list(root.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith("_guards"):
             root.graph.erase_node(node)  # it checks the batch, which literal sizes check as well
+        elif node.target is aten._assert_tensor_metadata.default:
+            root.graph.erase_node(node)  # it asks for the dtype that the network was traced with
         elif node in names and node.target in _RESIZE:
             _RESIZE[node.target](node, sizes)
     if not own:

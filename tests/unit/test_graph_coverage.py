@@ -89,11 +89,45 @@ class Filled(nn.Module):
         return self.fc(torch.cat([h, h.new_zeros(h.shape[0], 4)], 1))
 
 
+class Named(nn.Module):
+    """One module under two names; a convolution of kernel 1 over stacked maps; windows; a constant part of a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.mix = nn.Linear(6, 8), nn.Conv1d(2, 1, 1)
+        self.b = nn.ModuleDict({"a": nn.Linear(8, 8)})
+        self.c = self.b
+        self.bias = nn.Parameter(torch.rand(8))
+        self.register_buffer("none", torch.zeros(8), persistent=False)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = F.linear(self.c["a"](x), torch.cat([self.b["a"].weight, self.a.weight @ self.a.weight.T]),
+                     torch.cat([self.bias, self.none]))
+        x = self.mix(torch.stack([x.mean(1), x.amax(1)], 1)).squeeze(1)
+        return self.fc(x)
+
+
+class Windows(nn.Module):
+    """Windows along an axis by ``unfold``, and a dtype that the forward pass checks."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.a(x).to(torch.get_default_dtype())
+        return self.b(x.unfold(1, 3, 2).mean(-1)).sum(1)
+
+
 NETWORKS = {
     "hand_norm": (HandNorm, (2, 7, 6), {"embed": 12, "up": 10}),
     "spatial_attention": (SpatialAttention, (2, 3, 8, 8), {"stem": 8}),
     "standardized": (Standardized, (2, 3, 8, 8), {"a": 8, "b": 6}),
     "filled": (Filled, (2, 3, 6), {"a": 8, "fc": 4}),
+    "named": (Named, (2, 7, 6), {"a": 8}),
+    "windows": (Windows, (2, 7, 6), {"a": 8}),
     "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
 }
 

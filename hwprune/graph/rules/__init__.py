@@ -94,7 +94,7 @@ def overloads(*names: str) -> list[Any]:
     for name in names:
         packet = getattr(aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
-            if "out" not in overload:
+            if overload != "out" and not overload.endswith("_out"):
                 found.append(getattr(packet, overload))
     return found
 

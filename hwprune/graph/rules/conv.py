@@ -31,7 +31,8 @@ def _convolution(call: Call, out_dim: int, in_dim: int) -> Value:
     atoms = call.atoms
     channel = len(x.shape) - (len(weight.shape) - 2) - 1  # an input without a batch axis is allowed
     atoms.freeze_axes(weight, range(2, len(weight.shape)), SILENT_CAUSE)
-    atoms.freeze_axes(x, range(channel + 1, len(x.shape)), call.cause(Reason.UNIFORMITY, "convolved as a spatial axis"))
+    mixed = _mixed(call, weight, channel)
+    x = atoms.hold(x, mixed, call.cause(Reason.UNIFORMITY, "convolved as a spatial axis"))
     source, makes, reads = atoms.axis(x, channel), atoms.axis(weight, out_dim), atoms.axis(weight, in_dim)
     per_group = x.shape[channel] // groups
     if groups > 1 and per_group == 1:
@@ -44,10 +45,22 @@ def _convolution(call: Call, out_dim: int, in_dim: int) -> Value:
     if bias is not None and out is not None:
         b = atoms.axis(bias, 0)
         atoms.freeze(out, bias.fixed) if b is None else atoms.unify(b, out)
-    kept = [f for f in x.fields if max(f.axes) < channel]
+    kept = [f for f in x.fields if not {channel, *mixed} & set(f.axes)]
     if out is None:
         return call.result(kept)
     return call.result([*kept, Field((channel,), out)])
+
+
+def _mixed(call: Call, weight: Value, channel: int) -> list[int]:
+    """Spatial axes along which values meet or places change: all but those of a kernel of 1 at every place."""
+    spatial = len(weight.shape) - 2
+
+    def each(given: int | list[int] | str) -> list[int]:
+        given = [0] if isinstance(given, str) else [given] if isinstance(given, int) else list(given)  # a name: no
+        return given * spatial if len(given) == 1 else given  # padding where the kernel is 1
+
+    plain = [sizes == (1, 1, 0) for sizes in zip(weight.shape[2:], each(call["stride"]), each(call["padding"]))]
+    return [channel + 1 + i for i in range(spatial) if not plain[i]]
 
 
 def _read(call: Call, x: Value, source: np.ndarray | None, reads: np.ndarray | None) -> None:

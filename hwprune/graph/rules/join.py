@@ -91,6 +91,15 @@ def slice_axis(call: Call) -> Value:
     return call.result(_cuts(call, x, axis, slice(start, start + length * step, step)))
 
 
+@rule(*overloads("unfold"))
+def unfold(call: Call) -> Value:
+    """Windows along an axis, which stays whole; what is in a window is a new last axis."""
+    x = next(call.values())
+    axis = int(call["dimension"]) % len(x.shape)
+    x = call.atoms.hold(x, [axis], call.cause(Reason.UNIFORMITY, "windows are taken along the axis"))
+    return call.result([f for f in x.fields if axis not in f.axes])
+
+
 @rule(*overloads("index_select"))
 def index_select(call: Call) -> Value:
     x = call["self"]
