@@ -99,12 +99,13 @@ def _check_fits(module: nn.Module, graph: ChannelGraph) -> None:
 def slice_tensors(module: nn.Module, positions: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     """Keep the given positions of parameters and buffers, in place. Tied tensors stay tied."""
     done: dict[int, torch.Tensor] = {}
+    made: set[int] = set()
     held: list[torch.Tensor] = []  # ids are of live objects only
     for fqn, by_dim in positions.items():
         owner_name, _, leaf = fqn.rpartition(".")
         owner = module.get_submodule(owner_name)
         old = getattr(owner, leaf)
-        if any(old is new for new in done.values()):
+        if id(old) in made:
             continue  # a module with two names
         if id(old) not in done:
             new = old.detach()
@@ -112,6 +113,7 @@ def slice_tensors(module: nn.Module, positions: Mapping[str, Mapping[int, np.nda
                 new = new.index_select(dim, torch.from_numpy(index).to(new.device))
             new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
             done[id(old)] = new
+            made.add(id(new))
             held.append(old)
         new = done[id(old)]
         if isinstance(old, nn.Parameter):
