@@ -117,8 +117,8 @@ def timm_input(module: nn.Module) -> tuple[int, ...]:
     if config.get("fixed_input_size") or max(height, width) <= 128:
         return channels, height, width
     least = config.get("min_input_size") or (channels, 32, 32)
-    patch = getattr(getattr(module, "patch_embed", None), "patch_size", 1)
-    step = max(patch) if isinstance(patch, (tuple, list)) else patch
+    patches = [m.patch_size for m in module.modules() if hasattr(m, "patch_size")]
+    step = max((max(p) if isinstance(p, (tuple, list)) else p for p in patches), default=1)
     size = -(-max(128, *least[1:]) // step) * step
     return channels, size, size
 

@@ -123,7 +123,11 @@ _MODE_ARGUMENT = {aten.batch_norm.default: "training", aten.dropout.default: "tr
 
 def _follow_mode(root: fx.GraphModule) -> None:
     """Read the module's own training flag in place of the literal that the export made of it."""
-    nodes = [n for n in root.graph.nodes if n.op == "call_function" and n.target in _MODE_ARGUMENT]
+    nodes = [
+        n
+        for n in root.graph.nodes
+        if n.op == "call_function" and n.target in _MODE_ARGUMENT and not _argument(n, _MODE_ARGUMENT[n.target])
+    ]  # what is in training mode at all times (statistics of a weight) stays so
     if not nodes:
         return
     with warnings.catch_warnings(), root.graph.inserting_before(nodes[0]):

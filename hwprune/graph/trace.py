@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from hwprune.errors import TraceError
+from hwprune.graph.inline import inline_blocks
 
 _TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
 _OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -116,6 +117,7 @@ def trace(module: nn.Module, example_inputs: Sequence[torch.Tensor] | torch.Tens
             exported = torch.export.export(module, inputs)
         except Exception as err:
             raise TraceError(_refusal(module, err)) from err
+        inline_blocks(exported)
     signature = exported.graph_signature
     targets = {
         **signature.inputs_to_parameters,

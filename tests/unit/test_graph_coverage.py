@@ -110,14 +110,15 @@ class Named(nn.Module):
 
 
 class Windows(nn.Module):
-    """Windows along an axis by ``unfold``, and a dtype that the forward pass checks."""
+    """Windows along an axis by ``unfold``, and a block without autocast."""
 
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
 
     def forward(self, x):
-        x = self.a(x).to(torch.get_default_dtype())
+        with torch.autocast("cpu", enabled=False):
+            x = self.a(x)
         return self.b(x.unfold(1, 3, 2).mean(-1)).sum(1)
 
 
@@ -130,6 +131,16 @@ NETWORKS = {
     "windows": (Windows, (2, 7, 6), {"a": 8}),
     "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
 }
+
+
+class HardCoded(Standardized):
+    """The same where ``forward`` holds a size, so that the pruned graph takes its place."""
+
+    def forward(self, x):
+        return super().forward(x) + F.conv2d(x, self.a.weight[:4], padding=1).mean((1, 2, 3))[:, None]
+
+
+NETWORKS["hard_coded"] = (HardCoded, (2, 3, 8, 8), {"a": 4, "a#2": 4, "b": 6})
 
 
 @pytest.mark.parametrize("name", NETWORKS)
