@@ -263,6 +263,20 @@ class Rotary(nn.Module):
         return self.fc((x + self.o(y)).mean(1))
 
 
+class MultiQuery(nn.Module):
+    """Heads of queries that share one head of keys and values."""
+
+    def __init__(self, dim=12, heads=6, size=4):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, heads * size), nn.Linear(6, size), nn.Linear(6, size)
+        self.o, self.size, self.fc = nn.Linear(heads * size, dim), size, nn.Linear(dim, 5)
+
+    def forward(self, x):
+        q, k, v = (m(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.fc(self.o(y.transpose(1, 2).flatten(2)).mean(1))
+
+
 class Gated(nn.Module):
     """Gated linear units, an einsum and one-dimensional convolutions."""
 
@@ -343,6 +357,7 @@ NETWORKS = {
     "non_local": (lambda: Head(NonLocal(), 8), (2, 3, 8, 8)),
     "one_head": (OneHead, (2, 7, 6)),
     "rotary": (Rotary, (2, 7, 6)),
+    "multi_query": (MultiQuery, (2, 7, 6)),
     "gated": (Gated, (2, 3, 9)),
     "shared": (lambda: Head(Shared(), 6), (2, 3, 8, 8)),
     "partial": (lambda: Head(Partial(), 6), (2, 3, 8, 8)),

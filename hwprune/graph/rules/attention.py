@@ -17,7 +17,7 @@ def attention(call: Call) -> Value:
     """softmax(q k^T) v. The default scale depends on the head's size; a pruned network keeps the dense one's."""
     q, k, v, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     rank = len(q.shape)
-    if call["enable_gqa"] and q.shape[-3] != k.shape[-3]:
+    if call["enable_gqa"] and q.shape[-3] != k.shape[-3] > 1:  # a single one is shared by however many heads there are
         k, v = (_repeated(call, x, q.shape[-3] // x.shape[-3]) for x in (k, v))
     lead = [*range(rank - 2)]
     scores_of: list[Operand] = [(q, [*lead, "i", "d"]), (k, [*lead, "j", "d"])]

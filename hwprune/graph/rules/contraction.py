@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Sequence
 
-from hwprune.graph.atoms import Value
+from hwprune.graph.atoms import Reason, Value
 from hwprune.graph.rules import Call, aten, rule, unknown
 from hwprune.graph.rules.elementwise import Letter, Operand, align, fields_of
 
@@ -86,4 +87,6 @@ def _whole(call: Call, value: Value, letters: Sequence[Letter], out: Sequence[Le
             fields.append(call.atoms.along(f, kept))
         else:
             fields.append(f)
+    if any(f is not before for f, before in zip(fields, value.fields)):
+        value = replace(value, fixed=call.cause(Reason.UNIFORMITY, "summed over inside each unit of an outer axis"))
     return value.having(fields)
