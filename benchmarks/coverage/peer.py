@@ -119,14 +119,13 @@ def _is_layer(m: nn.Module) -> bool:
 
 
 def _gone(dense: torch.Tensor, pruned: torch.Tensor, axis: int) -> np.ndarray | None:
-    """Positions along ``axis`` of which no slice is left. Values are looked up, and each slice's vote counts."""
-    values, places = np.unique(dense.numpy().ravel(), return_index=True)
-    found = np.searchsorted(values, pruned.numpy().ravel()).clip(max=len(values) - 1)
-    if not (values[found] == pruned.numpy().ravel()).all():
-        return None
-    where = np.unravel_index(places[found], dense.shape)[axis].reshape(pruned.shape)
-    where = np.moveaxis(where, axis, 0).reshape(pruned.shape[axis], -1)
-    kept = np.median(where, axis=1).round().astype(np.int64)
-    if len(np.unique(kept)) != len(kept):
-        return None
-    return np.setdiff1d(np.arange(dense.shape[axis]), kept)
+    """Positions along ``axis`` that are left out, found by the values of the first line along it; None if it is not
+    found, or holds a value twice."""
+    lines = dense.movedim(axis, -1).reshape(-1, dense.shape[axis])
+    line = pruned.movedim(axis, -1).reshape(-1, pruned.shape[axis])[0]
+    for candidate in (lines == line[0]).any(1).nonzero().flatten().tolist():
+        values, places = np.unique(lines[candidate].numpy(), return_index=True)
+        found = np.searchsorted(values, line.numpy()).clip(max=len(values) - 1)
+        if (values[found] == line.numpy()).all() and len(np.unique(found)) == len(found):
+            return np.setdiff1d(np.arange(dense.shape[axis]), places[found])
+    return None

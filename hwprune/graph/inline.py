@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import fx
 
 _higher = torch.ops.higher_order
 _BODY = {_higher.wrap_with_set_grad_enabled: 1, _higher.wrap_with_autocast: 4}
