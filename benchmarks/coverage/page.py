@@ -128,10 +128,13 @@ def _notes(records: Records, entries: Sequence[Entry], sources: Sequence[str]) -
         "Proof error: float64, relative to the largest output, against the dense network with the removed inputs at "
         "zero. Torch-Pruning's is left out where statistics run over a pruned axis or a free parameter was pruned.",
         "GoogLeNet and Inception are built without the heads that exist in training only: those are never traced.",
+        "Torch-Pruning's time limit may have been shorter than hwprune's; where it was stopped, the row says after how "
+        "many seconds.",
         f"hwprune at revision {', '.join(revisions)}; Torch-Pruning {', '.join(versions)}.",
     ]
     for source in sources:
-        missing = [e.name for e in entries if e.source == source and (e.source, e.name, OURS) not in records]
-        if missing:
-            notes.append(f"Not run yet from {source} ({len(missing)}): {', '.join(missing)}.")
+        for tool in (OURS, PEER):
+            missing = [e.name for e in entries if e.source == source and (e.source, e.name, tool) not in records]
+            if missing:
+                notes.append(f"Not run yet with {tool}, from {source} ({len(missing)}): {', '.join(missing)}.")
     return notes
