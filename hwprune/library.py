@@ -9,10 +9,11 @@ from typing import Sequence
 
 import numpy as np
 
-#: Kernels load whole vectors: every buffer starts at a multiple of this.
+#: Kernels load whole vectors: every buffer, and every offset in one, is a multiple of this.
 ALIGNMENT = 64
 
-_FACTS_FORMAT = 1
+#: First entry of ``hwprune_facts``; ``compile/emit_c.py`` writes it, ``kernels/native/runner.cpp`` checks it too.
+FACTS_FORMAT = 1
 
 _POINTER = ctypes.c_void_p
 
@@ -31,8 +32,8 @@ class Library:
             head = (ctypes.c_int64 * 7).in_dll(self._library, "hwprune_facts")
         except ValueError:
             raise ValueError(f"{path} is no library of hwprune") from None
-        if head[0] != _FACTS_FORMAT:
-            raise ValueError(f"{path} has format {head[0]}, this hwprune reads {_FACTS_FORMAT}")
+        if head[0] != FACTS_FORMAT:
+            raise ValueError(f"{path} has format {head[0]}, this hwprune reads {FACTS_FORMAT}")
         count = head[1] + head[2]
         elements = tuple((ctypes.c_int64 * (7 + count)).in_dll(self._library, "hwprune_facts"))[7:]
         self.inputs, self.outputs = elements[: head[1]], elements[head[1] :]

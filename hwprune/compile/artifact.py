@@ -24,15 +24,15 @@ from hwprune.compile.constants import Constant
 from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
-from hwprune.compile.memory import aligned
+from hwprune.compile.memory import MemoryPlan, aligned
 from hwprune.errors import CompileError, HwpruneError
 from hwprune.fsio import sha256_file, write_json_atomic
 from hwprune.kernels import KERNELS_VERSION, primfunc
 from hwprune.kernels.schedule import Config
+from hwprune.runtime import FORMAT
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
-FORMAT = 1
 SchedulePicker = Callable[[Workload], Config]
 
 
@@ -62,7 +62,7 @@ def build_artifact(
     """
     out = Path(out)
     emitted = network.emitted()
-    layout = _plan(emitted)
+    layout, memory = _plan(emitted), network.memory()
     chosen = {e.workload.key: pick(e.workload) for e in emitted}
     distinct = {e.workload.key: e.workload for e in emitted}
     functions = {layout.symbols[key]: primfunc(w, profile, chosen[key]) for key, w in distinct.items()}
@@ -72,10 +72,10 @@ def build_artifact(
     except OSError as err:
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
-        calls = _calls(network, emitted, layout)
-        link(functions, tables(calls, _facts(network, layout, profile)), profile, folder / "network.so")
+        calls = _calls(network, emitted, layout, memory)
+        link(functions, tables(calls, _facts(network, layout, memory, profile)), profile, folder / "network.so")
         _write_weights(network, layout, profile, folder)
-        manifest = _manifest(network, emitted, layout, chosen, profile, record or {})
+        manifest = _manifest(network, emitted, layout, memory, chosen, profile, record or {})
         manifest["files"] = {
             name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
             for name in ("network.so", "weights.safetensors")
@@ -103,8 +103,7 @@ def _plan(emitted: list[Emitted]) -> _Layout:
     return _Layout(offsets, shapes, size, symbols)
 
 
-def _calls(network: Network, emitted: list[Emitted], layout: _Layout) -> list[KernelCall]:
-    memory = network.memory()
+def _calls(network: Network, emitted: list[Emitted], layout: _Layout, memory: MemoryPlan) -> list[KernelCall]:
     inputs = {name: i for i, name in enumerate(network.inputs)}
     outputs = {name: i for i, name in enumerate(network.outputs)}
 
@@ -126,9 +125,9 @@ def _calls(network: Network, emitted: list[Emitted], layout: _Layout) -> list[Ke
     return result
 
 
-def _facts(network: Network, layout: _Layout, profile: TargetProfile) -> Facts:
+def _facts(network: Network, layout: _Layout, memory: MemoryPlan, profile: TargetProfile) -> Facts:
     inputs, outputs = (tuple(math.prod(network.traced.shape(n)) for n in names) for names in (network.inputs, network.output_nodes))
-    return Facts(inputs, outputs, layout.size, network.memory().workspace_bytes, profile.threads)
+    return Facts(inputs, outputs, layout.size, memory.workspace_bytes, profile.threads)
 
 
 def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
@@ -151,10 +150,10 @@ def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
     return {node: tensors[name].detach().cpu().numpy() for node, name in network.traced.targets.items() if name in tensors}
 
 
-def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
+def _manifest(network, emitted, layout, memory, chosen, profile, record) -> dict:
     import tvm
 
-    traced, memory = network.traced, network.memory()
+    traced = network.traced
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -166,7 +165,7 @@ def _manifest(network, emitted, layout, chosen, profile, record) -> dict:
         "workspace_bytes": memory.workspace_bytes,
         "peak_memory_bytes": memory.peak_bytes,
         "weights_bytes": layout.size,
-        "macs": network.macs(),
+        "macs": sum(e.workload.macs for e in emitted),
         "calls": [
             {"makes": call.name, "kernel": layout.symbols[e.workload.key], "macs": e.workload.macs}
             for call, e in zip(network.calls, emitted)

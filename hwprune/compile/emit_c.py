@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
+from hwprune.library import FACTS_FORMAT
+
 #: Address spaces of an argument, as ``program.c`` numbers them; for inputs and outputs the offset is the index.
 WORKSPACE, WEIGHTS, INPUT, OUTPUT = range(4)
-
-#: First entry of ``hwprune_facts``: what the native runner checks before it reads on.
-FACTS_FORMAT = 1
 
 
 @dataclass(frozen=True)

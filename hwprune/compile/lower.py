@@ -10,8 +10,9 @@ vectors), ``rows`` (everything else, innermost axis padded).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Callable, Sequence
+from typing import Callable
 
 import torch
 from torch import fx
@@ -289,7 +290,7 @@ class _Lowering:
             last = nodes[-1]
             output = e.physical(last.name)
             if nodes[0].target is torch.ops.aten.linear.default:
-                output = (_product(output[:-1]), output[-1])
+                output = (math.prod(output[:-1]), output[-1])
             return Emitted(e.workload(output), tuple(e.bindings))
 
         return Call(nodes[-1].name, nodes, tuple(reads), emit)
@@ -343,10 +344,3 @@ class _Lowering:
         except UnsupportedOperator as err:
             where = f", called by {self.traced.source(call.nodes[0])}" if call.nodes else ""
             raise UnsupportedOperator(f"{err}{where}; replace the operator or leave out compiling") from None
-
-
-def _product(dims: Sequence[int]) -> int:
-    result = 1
-    for dim in dims:
-        result *= dim
-    return result

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-#: Offsets are multiples of this many bytes: a cache line, and the widest vector in use.
-ALIGNMENT = 64
+from hwprune.library import ALIGNMENT
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@
 namespace {
 
 constexpr size_t kAlignment = 64;     // kernels load whole vectors
-constexpr int64_t kFactsFormat = 1;   // hwprune/compile/emit_c.py: FACTS_FORMAT
+constexpr int64_t kFactsFormat = 1;   // hwprune/library.py: FACTS_FORMAT
 using Run = int32_t (*)(void* const*, void* const*, void*, void*, int32_t);
 using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t*);
 using Error = const char* (*)();

@@ -58,14 +58,20 @@ def pad(call: Call) -> Value:
     return call.result(fields)
 
 
-@rule(aten.pixel_shuffle.default)
-def pixel_shuffle(call: Call) -> Value:
-    """[.., C*r*r, H, W] -> [.., C, H*r, W*r]: a channel goes with its r*r sources."""
-    x, r = call["self"], int(call["upscale_factor"])
+def _channels_of_image(call: Call) -> tuple[int, np.ndarray | None, list[Field]]:
+    """The channel axis of an image, its ids, and the fields before it; what lies on height and width is frozen."""
+    x = call["self"]
     axis = len(x.shape) - 3
     ids = call.atoms.axis(x, axis)
     _freeze_spatial(call, x, axis)
-    fields = [f for f in x.fields if max(f.axes) < axis]
+    return axis, ids, [f for f in x.fields if max(f.axes) < axis]
+
+
+@rule(aten.pixel_shuffle.default)
+def pixel_shuffle(call: Call) -> Value:
+    """[.., C*r*r, H, W] -> [.., C, H*r, W*r]: a channel goes with its r*r sources."""
+    r = int(call["upscale_factor"])
+    axis, ids, fields = _channels_of_image(call)
     if ids is not None:
         blocks = ids.reshape(-1, r * r)
         call.atoms.unify(blocks[:, 1:], blocks[:, :1])
@@ -78,11 +84,8 @@ def pixel_shuffle(call: Call) -> Value:
 @rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(call: Call) -> Value:
     """[.., C, H*r, W*r] -> [.., C*r*r, H, W]: a channel becomes r*r that go together."""
-    x, r = call["self"], int(call["downscale_factor"])
-    axis = len(x.shape) - 3
-    ids = call.atoms.axis(x, axis)
-    _freeze_spatial(call, x, axis)
-    fields = [f for f in x.fields if max(f.axes) < axis]
+    r = int(call["downscale_factor"])
+    axis, ids, fields = _channels_of_image(call)
     return call.result(fields if ids is None else [*fields, Field((axis,), np.repeat(ids, r * r))])
 
 
