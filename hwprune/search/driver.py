@@ -82,7 +82,7 @@ class Search:
         self._choose_reachable()
         self._probe()
         solution = self._settle_in_network()
-        widths = self._problem({}).widths_of(solution.choice)
+        widths = self._widths_of(solution)
         frontier = self._frontier(widths)
         chosen = self.figures(widths)
         return Outcome(
@@ -207,25 +207,31 @@ class Search:
         return greedy.solve(problem, time_limit_s=time_limit_s)
 
     def _settle_in_network(self) -> Solution:
-        """Settle, tune the solution's kernels, time them as one network, and settle again if that changes the picture."""
-        best: Solution | None = None
+        """Settle, tune the solution's kernels, time them as one network, and settle again if that changes the picture.
+
+        Each timing moves the figures of the solutions before it, so that which of them meets the limits is known last.
+        """
+        settled: list[Solution] = []
         for _ in range(_CALIBRATIONS):
             solution = self._settle()
             if self.learn is None:
                 return solution
-            widths = self._problem({}).widths_of(solution.choice)
+            settled.append(solution)
+            widths = self._widths_of(solution)
             self._know(self.view.workloads(widths), "tune")
             self.learn.calibrate(self.lowered(widths))
             self._resolve()
             figures = self.figures(widths)
-            over = self._over(figures)
-            if not over and (best is None or solution.value > best.value):
-                best = solution
-            if not over and figures.latency.latency_us >= _CLOSE * self.limits.get("latency", 0.0):
+            limit = self.limits.get("latency", 0.0)
+            if not self._over(figures) and figures.latency.latency_us >= _CLOSE * limit:
                 return solution
-            used = self.limits.get("latency", 0.0) / figures.latency.latency_us
+            used = limit / figures.latency.latency_us
             self._rounds[-1]["calibrated"] = {"latency_us": figures.latency.latency_us, "limit_over_latency": used}
-        return best if best is not None else self._settle()
+        allowed = [s for s in settled if not self._over(self.figures(self._widths_of(s)))]
+        return max(allowed, key=lambda s: s.value) if allowed else self._settle()
+
+    def _widths_of(self, solution: Solution) -> dict[str, int]:
+        return {g: int(w[j]) for g, w, j in zip(self.groups, self.widths, solution.choice)}
 
     def _settle(self) -> Solution:
         """A solution whose kernels are all known and which meets the limits when evaluated exactly."""
@@ -267,7 +273,7 @@ class Search:
 
     def _look(self, solution: Solution, best: Solution | None) -> tuple[int, dict[str, float], Solution | None]:
         """Measure a solution and evaluate it: kernels measured, limits exceeded, and the best allowed one so far."""
-        widths = {g: int(w[j]) for g, w, j in zip(self.groups, self.widths, solution.choice)}
+        widths = self._widths_of(solution)
         fresh = self._know(self.view.workloads(widths))
         figures = self.figures(widths)
         over = self._over(figures)

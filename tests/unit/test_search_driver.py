@@ -66,6 +66,23 @@ def test_measured_search_ends_on_measurements_alone():
     assert device.efforts[0] == "tune" and "tune" in device.efforts[1:]  # the dense network and the chosen one
 
 
+class Moody(Device):
+    """A device on which each network that is timed takes another multiple of what its kernels say."""
+
+    def __init__(self, *factors):
+        super().__init__()
+        self.factors = factors
+
+    def network_us(self, workloads):
+        return super().network_us(workloads) * self.factors[min(len(self.networks), len(self.factors) - 1)]
+
+
+@pytest.mark.parametrize("factors", [(1, 0.8, 0.8, 1.25), (1, 0.8, 1.25, 1.25), (1, 0.8, 1, 1.25), (1, 1.25, 0.8, 1.25)])
+def test_the_plan_meets_its_budget_under_the_last_calibration(factors):
+    outcome = search(device=Moody(*factors), latency=parse_latency("0.5x"))
+    assert outcome.chosen.latency.latency_us <= 0.5 * outcome.dense.latency.latency_us * (1 + 1e-6)
+
+
 def test_measuring_again_finds_everything_known():
     device = Device()
     first = search(device=device)
