@@ -33,7 +33,7 @@ class Costing:
         """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
         self.profile, self.measurable = profile, profile.runs_here()
         self.prior = AnalyticModel(profile)
-        self._networks: list[tuple[float, float]] = []
+        self._calibrated: list["Network"] = []
         self.model: CostModel = self.prior
         if self.measurable:
             from hwprune.measure.measurer import Measurer
@@ -51,19 +51,24 @@ class Costing:
     def calibrate(self, network: "Network") -> None:
         """Learn what a whole network takes beside the sum of its kernels, all of which must be measured.
 
-        The first network that is given, the dense one, and the last one count. What was timed is kept in the store
-        under the network's kernels and schedules, so that a search that is repeated finds it.
+        The first network that is given, the dense one, and the last one count, and both are timed in turn in one run:
+        a budget is a share of one of them, and a disturbance that hits only one would move it. What was timed is kept
+        in the store under the networks' kernels and schedules, so that a search that is repeated finds it.
         """
-        workloads = network.workloads()
-        text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in workloads)
-        name = f"network_us of {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        alone = self.model.isolated_us(workloads)
-        whole = self.store.calibration(name, self.measurer.context)
-        if whole is None:
-            whole = alone + self.measurer.network_overhead_us(network) * len(workloads)
-            self.store.calibrate(name, whole, self.measurer.context)
-        self._networks.append((alone, whole))
-        self.model.fit(self._networks)
+        self._calibrated = [*self._calibrated[:1], network]
+        networks = self._calibrated
+        names = [self._name(n) for n in networks]
+        keys = [f"network_us of {name} beside {', '.join(names)}" for name in names]
+        whole = [self.store.calibration(key, self.measurer.context) for key in keys]
+        if None in whole:
+            whole = [latency.latency_us for latency in self.measurer.time_networks(dict(zip(names, networks)))]
+            for key, value in zip(keys, whole):
+                self.store.calibrate(key, value, self.measurer.context)
+        self.model.fit([(self.model.isolated_us(n.workloads()), us) for n, us in zip(networks, whole)])
+
+    def _name(self, network: "Network") -> str:
+        text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in network.workloads())
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def pick(self, workload: Workload) -> "Config":
         """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Measurer:
         self._worker = Worker(profile, self.threads)
         self._known: dict[str, Measurement] = {m.workload.key: m for m in store.all_best(self.context)}
         self._baseline: float | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="hwprune.")
 
     def best(self, workload: Workload) -> Latency | None:
         """The latency of the fastest schedule measured for ``workload``; None if there is none."""
@@ -146,19 +147,21 @@ class Measurer:
         reference = np.array(answer["reference"])
         return [estimate(np.array(answer["samples"][n]), reference, self.baseline_us()) for n in names]
 
-    def network_overhead_us(self, network: Network) -> float:
-        """What one kernel costs in ``network`` beyond what it costs alone: compile the network, time it, compare.
+    def time_networks(self, networks: Mapping[str, Network]) -> list[Latency]:
+        """Latency of whole networks, compiled with the best schedules measured and timed in turn, in order.
 
         Kernels alone find their operands in the nearest cache and their threads awake; in a network they do not.
+        What was compiled under a name is used again when that name comes again.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = build_artifact(network, self.profile, self.schedule, Path(folder, "network"))
-            whole = self.time_artifacts([path])[0].latency_us
-        parts = sum(self._known[w.key].latency.latency_us for w in network.workloads())
-        return (whole - parts) / len(network.calls)
+        paths = [Path(self._folder.name, name) for name in networks]
+        for path, network in zip(paths, networks.values()):
+            if not path.exists():
+                build_artifact(network, self.profile, self.schedule, path)
+        return self.time_artifacts(paths)
 
     def close(self) -> None:
         self._worker.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> "Measurer":
         return self

@@ -30,6 +30,8 @@ Timer = Callable[[int], float]
 
 #: A round times this long a burst of each contender, at least.
 BURST_S = 0.0015
+#: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
+ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.03
 #: The reference kernel: a convolution that neither misses caches nor is too short to time.
 REFERENCE = dict(height=16, width=16, channels=32)
 
@@ -101,8 +103,10 @@ def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
     return workload, candidates(workload, profile)[0]
 
 
-def rounds_of(timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: float = BURST_S) -> dict[str, Any]:
-    """Time all contenders in turn, round after round, the reference in each."""
+def rounds_of(
+    timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: float = BURST_S, pause_s: float = 0.0
+) -> dict[str, Any]:
+    """Time all contenders in turn, round after round, the reference in each, with a pause after each round."""
     counts = {name: _count(timer, burst_s) for name, timer in timers.items()}
     reference_count = _count(reference, burst_s)
     samples: dict[str, list[float]] = {name: [] for name in timers}
@@ -111,6 +115,7 @@ def rounds_of(timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: 
         drift.append(reference(reference_count))
         for name, timer in timers.items():
             samples[name].append(timer(counts[name]))
+        time.sleep(pause_s)
     return {"samples": samples, "reference": drift}
 
 
@@ -151,7 +156,7 @@ def _artifacts(state: dict, request: dict) -> dict:
 
     programs = {path: runtime.load(path, request["threads"]) for path in request["paths"]}
     timers = {path: (lambda n, p=p: float(np.median(p.time_us(n)))) for path, p in programs.items()}
-    return rounds_of(timers, request["rounds"], state["kernels"].reference, request.get("burst_s", 0.01))
+    return rounds_of(timers, request["rounds"], state["kernels"].reference, ARTIFACT_BURST_S, ARTIFACT_PAUSE_S)
 
 
 def _start(state: dict, request: dict) -> dict:

@@ -61,6 +61,8 @@ def test_whole_network_is_timed_with_the_schedules_measured(measurer, network, t
     path = build_artifact(network, measurer.profile, measurer.schedule, tmp_path / "artifact")
     (latency,) = measurer.time_artifacts([path])
     assert 0.5 < latency.latency_us < 1e6
+    first, again = measurer.time_networks({"one": network, "other": network})
+    assert 0.5 < first.latency_us / again.latency_us < 2.0
 
 
 def test_killed_in_the_middle_of_a_measurement(measurer, network):
