@@ -115,11 +115,7 @@ def slice_tensors(module: nn.Module, positions: Mapping[str, Mapping[int, np.nda
             done[id(old)] = new
             made.add(id(new))
             held.append(old)
-        new = done[id(old)]
-        if isinstance(old, nn.Parameter):
-            owner._parameters[leaf] = new
-        else:
-            owner._buffers[leaf] = new
+        setattr(owner, leaf, done[id(old)])  # by the module's own setter: a recurrent one lists its weights as well
 
 
 # -- attributes of PyTorch's own modules, from the shapes of their tensors
@@ -146,6 +142,15 @@ def _features(m: nn.Module, old: nn.Module) -> dict[str, Any]:
     return {"num_features": tensor.shape[0]} if tensor is not None else {}
 
 
+def _recurrent(m: nn.Module, old: nn.Module) -> dict[str, Any]:
+    """Of a network its first layer says them; a cell is one."""
+    layer = "_l0" if isinstance(m, nn.RNNBase) else ""
+    ih, hh = getattr(m, f"weight_ih{layer}"), getattr(m, f"weight_hh{layer}")
+    gates = getattr(old, f"weight_hh{layer}").shape[0] // old.hidden_size
+    sizes = {"input_size": ih.shape[1], "hidden_size": hh.shape[0] // gates}
+    return sizes | {"proj_size": hh.shape[1]} if getattr(m, "proj_size", 0) else sizes
+
+
 #: Module class -> the sizes that its tensors imply, as attributes. The first class that matches counts.
 ATTRIBUTES: tuple[tuple[Any, Callable[[nn.Module, nn.Module], dict[str, Any]]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
@@ -155,6 +160,7 @@ ATTRIBUTES: tuple[tuple[Any, Callable[[nn.Module, nn.Module], dict[str, Any]]], 
     (nn.GroupNorm, lambda m, old: {"num_channels": m.weight.shape[0]} if m.weight is not None else {}),
     (nn.PReLU, lambda m, old: {"num_parameters": m.weight.shape[0]}),
     (nn.Embedding, lambda m, old: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    ((nn.RNNBase, nn.RNNCellBase), _recurrent),
 )
 
 

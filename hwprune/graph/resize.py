@@ -118,7 +118,11 @@ def _takes_all(node: fx.Node) -> bool:
 _EVERYTHING = 2**63 - 1  # what torch.export writes for an open end
 
 
-_MODE_ARGUMENT = {aten.batch_norm.default: "training", aten.dropout.default: "train", aten.dropout_.default: "train"}
+_MODE_ARGUMENT = {
+    aten.batch_norm.default: "training",
+    **dict.fromkeys(overloads("dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+                              "lstm", "gru", "rnn_tanh", "rnn_relu"), "train"),
+}  # fmt: skip
 
 
 def _follow_mode(root: fx.GraphModule) -> None:

@@ -329,6 +329,52 @@ class Literal(nn.Module):
         return torch.cat([self.a(x[:, :5]), self.b(x[:, 5:])], 1)
 
 
+class Recurrent(nn.Module):
+    """Two bidirectional layers from zeros; a network of one layer from what they leave behind; a cell after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm = nn.Linear(6, 7), nn.LSTM(7, 8, 2, bidirectional=True, batch_first=True)
+        self.start, self.gru = nn.Linear(16, 10), nn.GRU(16, 10, batch_first=True, bias=False)
+        self.cell, self.fc = nn.GRUCell(10, 9), nn.Linear(9, 5)
+
+    def forward(self, x):
+        x, (h, _) = self.lstm(self.embed(x))
+        x, _ = self.gru(x, self.start(torch.cat([h[-2], h[-1]], -1))[None])
+        return self.fc(self.cell(x[:, -1]))
+
+
+class Projected(nn.Module):
+    """LSTM whose hidden units, which stay, are projected; a learned state; a cell in a loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.cell = nn.LSTM(6, 8, proj_size=5), nn.LSTMCell(5, 6)
+        self.h, self.c = nn.Parameter(torch.rand(1, 1, 5)), nn.Parameter(torch.rand(1, 1, 8))
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        y, _ = self.lstm(x, (self.h.repeat(1, x.shape[1], 1), self.c.repeat(1, x.shape[1], 1)))
+        state = None
+        for step in y.unbind(0):
+            state = self.cell(step, state)
+        return self.fc(state[0])
+
+
+class Patches(nn.Module):
+    """Patches as columns and back (nn.Unfold, nn.Fold), as in outlook attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = conv(3, 8), nn.Conv2d(6, 5, 1)
+        self.unfold, self.fold = nn.Unfold(2, stride=2), nn.Fold((8, 8), 3, padding=1, stride=2)
+        self.mix = nn.Linear(8 * 4, 6 * 9)
+
+    def forward(self, x):
+        return self.last(self.fold(self.mix(self.unfold(self.stem(x)).transpose(1, 2)).transpose(1, 2)))
+
+
 class Unknown(nn.Module):
     """An operator without a rule between two convolutions."""
 
@@ -362,6 +408,9 @@ NETWORKS = {
     "shared": (lambda: Head(Shared(), 6), (2, 3, 8, 8)),
     "partial": (lambda: Head(Partial(), 6), (2, 3, 8, 8)),
     "literal": (lambda: Head(Literal(), 8), (2, 3, 8, 8)),
+    "recurrent": (Recurrent, (2, 7, 6)),
+    "projected": (Projected, (2, 3, 6)),
+    "patches": (lambda: Head(Patches(), 5), (2, 3, 8, 8)),
     "unknown": (lambda: Head(Unknown(), 4), (2, 3, 8, 8)),
 }
 

@@ -95,6 +95,43 @@ class TestPixelShuffle(Contract):
         return RuleCase(lambda x: F.pixel_shuffle(x, 2), [(2, 4 * size(random), 2, 3)])
 
 
+class TestUnfold(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: F.unfold(x, (2, 3), padding=1, stride=2), [(2, size(random), 4, 5)])
+
+
+class TestFold(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: F.fold(x, (4, 3), (2, 1), stride=2), [(2, 2 * size(random), 4)])
+
+
+class TestLSTM(Contract):
+    """Two layers in one direction or both; the states are made as well."""
+
+    def case(self, random):
+        i, h, both = size(random), size(random), bool(random.integers(2))
+        d = 1 + both
+        function = lambda x, a, b, *w: torch.lstm(
+            x, [s.transpose(0, 1).contiguous() for s in (a, b)], w, True, 2, 0.0, False, both, True
+        )
+        layer = lambda n: [(4 * h, n), (4 * h, h), (4 * h,), (4 * h,)] * d
+        return RuleCase(function, [(2, 3, i), (2, 2 * d, h), (2, 2 * d, h)], [*layer(i), *layer(d * h)])
+
+
+class TestGRU(Contract):
+    def case(self, random):
+        i, h = size(random), size(random)
+        function = lambda x, s, *w: torch.gru(x, s[None], w, False, 1, 0.0, False, False, True)
+        return RuleCase(function, [(2, 3, i), (2, h)], [(3 * h, i), (3 * h, h)])
+
+
+class TestCell(Contract):
+    def case(self, random):
+        i, h = size(random), size(random)
+        function = lambda x, a, b, *w: torch.lstm_cell(x, (a, b), *w)
+        return RuleCase(function, [(2, i), (2, h), (2, h)], [(4 * h, i), (4 * h, h), (4 * h,), (4 * h,)])
+
+
 class TestSoftmax(Contract):
     def case(self, random):
         return RuleCase(lambda x: x.softmax(-1), [(2, size(random), size(random))])
