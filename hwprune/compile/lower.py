@@ -126,7 +126,7 @@ class _Lowering:
                 self._visit(node)
             except UnsupportedOperator as err:
                 raise UnsupportedOperator(
-                    f"{err}, called by {self.traced.source(node)}; replace the operator or leave out compiling"
+                    f"{err}, called by {self.traced.source(node)}; replace it to search or compile the network"
                 ) from None
         order = {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
         self.groups.sort(key=lambda group: order[group[-1].name])
@@ -343,4 +343,4 @@ class _Lowering:
             call.emit(self.traced.shape)
         except UnsupportedOperator as err:
             where = f", called by {self.traced.source(call.nodes[0])}" if call.nodes else ""
-            raise UnsupportedOperator(f"{err}{where}; replace the operator or leave out compiling") from None
+            raise UnsupportedOperator(f"{err}{where}; replace it to search or compile the network") from None
