@@ -22,12 +22,13 @@ from hwprune.compile.lower import Network, lower
 from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
+from hwprune.inspection import price, report
 from hwprune.plan import Figure, GroupChoice, Predicted, PruningPlan
 from hwprune.progress import SILENT, Progress
 from hwprune.prove import prove
 from hwprune.prune import prune
 from hwprune.record import Stopwatch, data_facts, machine, now, versions
-from hwprune.results import BenchRow, FrozenRow, GroupRow, InspectReport, MeasureReport
+from hwprune.results import BenchRow, InspectReport, MeasureReport
 from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
 from hwprune.run_folder import RunFolder, default_out
 from hwprune.search.driver import Search
@@ -270,18 +271,27 @@ def measure(
 
 
 def inspect(
-    model: nn.Module, example_input: torch.Tensor, *, freeze: Sequence[str] = (), model_spec: str = IN_MEMORY
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    target: str = "native",
+    freeze: Sequence[str] = (),
+    threads: int | None = None,
+    store: str | Path | None = None,
+    model_spec: str = IN_MEMORY,
+    progress: Progress = SILENT,
 ) -> InspectReport:
-    """Groups, couplings, and what is frozen and why."""
-    traced = trace(model, example_input)
-    graph = analyze(traced, freeze)
-    prunable = {s.name for g in graph.groups for s in g.params}
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    return InspectReport(
-        model_spec, tuple(example_input.shape), sum(sizes.values()), sum(n for name, n in sizes.items() if name in prunable),
-        tuple(GroupRow(g.id, g.width, g.producers, g.consumers) for g in graph.groups),
-        tuple(FrozenRow(f.param, f.dim, f.count, f.total, f.reason.value, f.detail, f.where) for f in graph.frozen),
-    )  # fmt: skip
+    """Groups and their shares of MACs and of latency on ``target``, couplings, and what is frozen and why.
+
+    A group's share is that of the kernels whose work depends on the group's width: those that make its channels and
+    those that read them. A kernel between two groups counts for both, so shares add up to more than 1.
+
+    Nothing is measured. Latencies are measured ones where the store has them, and the cost model's elsewhere. For a
+    network that cannot be lowered to kernels, ``InspectReport.missing`` says why there are neither MACs nor latencies.
+    """
+    graph = analyze(trace(model, example_input), freeze)
+    work = price(graph, target, threads, store, progress)
+    return report(graph, work, model_spec, tuple(example_input.shape))
 
 
 def _settings(latency: str | None, memory: str | None, size: str | None, strategy: str) -> Settings:
@@ -322,7 +332,7 @@ def _plan(
     strategy: str,
 ) -> PruningPlan:
     choices = tuple(
-        GroupChoice(group=g.id, width=g.width, kept=top_units(scores[g.id], outcome.widths[g.id])) for g in graph.groups
+        GroupChoice(group=g.id, width=g.width, kept=top_units(scores[g.id], outcome.widths[g.id])) for g in graph.choices
     )
     return PruningPlan(
         target=target,
@@ -340,7 +350,8 @@ def _plan(
 
 def _predicted(graph: ChannelGraph, figures: NetworkFigures, widths: dict[str, int]) -> Predicted:
     e, shapes = figures.latency, graph.shapes(widths)
-    parameters = graph.traced.exported.graph_signature.inputs_to_parameters
+    gone = graph.gone(widths)
+    parameters = set(graph.traced.exported.graph_signature.inputs_to_parameters) - gone
     return Predicted(
         latency_us=Figure(value=e.latency_us, provenance=e.provenance, low=e.low_us, high=e.high_us),
         macs=figures.macs,

@@ -203,6 +203,7 @@ def measure(
 
 def inspect(
     model: Annotated[str, typer.Argument(metavar="SPEC", help=MODEL_HELP)],
+    target: Target = "native",
     data: Data = None,
     input_shape: InputShape = None,
     freeze: Freeze = None,
@@ -212,30 +213,45 @@ def inspect(
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Draw the couplings (needs Graphviz's `dot`).")
     ] = None,
+    threads: Threads = None,
+    store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what can be pruned, and what not.
 
-    Prints the groups of channels that are pruned together, and what is frozen with its reason and place in the source.
+    Prints the groups of channels that are pruned together with their shares of MACs and latency, and what is frozen with
+    its reason and place in the source. Nothing is measured.
 
     \b
     Examples:
       hwprune inspect bundled:digits_resnet
+      hwprune inspect torchvision:resnet18 --input-shape 1x3x224x224 --target rpi4
       hwprune inspect net.py:build --input-shape 1x3x32x32 --freeze 'head.*' --svg net.svg
     """
     with reporting(json, debug) as terminal:
-        from hwprune import api, cli_show
+        announce_target(terminal, target)
+
+        from hwprune import api, cli_dot, cli_show
         from hwprune.fsio import write_text_atomic
 
         loaded, _, example = load_subject(model, None, data, None, input_shape)
         with terminal.task("Analyzing the network"):
-            report = api.inspect(loaded.module, example, freeze=tuple(freeze or ()), model_spec=model)
+            report = api.inspect(
+                loaded.module,
+                example,
+                target=target,
+                freeze=tuple(freeze or ()),
+                threads=threads,
+                store=store,
+                model_spec=model,
+                progress=terminal,
+            )
         if dot:
-            write_text_atomic(dot, cli_show.dot_text(report))
+            write_text_atomic(dot, cli_dot.dot_text(report))
             terminal.say(f"wrote {dot}")
         if svg:
-            cli_show.write_svg(report, svg)
+            cli_dot.write_svg(report, svg)
             terminal.say(f"wrote {svg}")
         terminal.result(report.to_json(), *cli_show.inspect_tables(report))
 

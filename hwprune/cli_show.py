@@ -1,23 +1,17 @@
-"""Results as tables, lines and drawings."""
+"""Results as tables and lines."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from hwprune.budget import format_bytes, format_us
-from hwprune.errors import UsageError
-from hwprune.fsio import write_text_atomic
 from hwprune.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from hwprune.plan import Figure
-    from hwprune.results import BenchRow, InspectReport, ResultRow
+    from hwprune.results import AxisRow, BenchRow, InspectReport, ResultRow
 
 
 def result_table(rows: Sequence["ResultRow"]) -> "Table":
@@ -101,18 +95,12 @@ def bench_table(rows: Sequence["BenchRow"]) -> "Table":
 
 
 def inspect_tables(report: "InspectReport") -> list["Table | str"]:
-    share = report.prunable_parameters / report.parameters if report.parameters else 0.0
-    head = (
-        f"{report.model}, input {'x'.join(map(str, report.input_shape))}: {report.parameters:,} parameters, "
-        f"{share:.1%} of them on an axis that can be pruned"
-    )
-    groups = [(g.id, str(g.width), _axes(g.producers), _axes(g.consumers)) for g in report.groups]
-    frozen = [(f.param, f"{f.dim}", f"{f.count} of {f.total}", f.reason, f.detail, f.where) for f in report.frozen]
-    shown: list["Table | str"] = [head]
-    if groups:
-        shown.append(table(f"{len(groups)} groups", ["group", "units", "made by", "read by"], groups, right=("units",)))
+    shown: list["Table | str"] = [*_inspect_head(report)]
+    if report.groups:
+        shown.append(_group_table(report))
     else:
         shown.append("no channel of this network can be pruned")
+    frozen = [(f.param, f"{f.dim}", f"{f.count} of {f.total}", f.reason, f.detail, f.where) for f in report.frozen]
     if frozen:
         shown.append(
             table("frozen", ["parameter", "axis", "positions", "reason", "detail", "where"], frozen, right=("axis",))
@@ -120,52 +108,53 @@ def inspect_tables(report: "InspectReport") -> list["Table | str"]:
     return shown
 
 
-def _axes(axes: Sequence[tuple[str, int]], most: int = 3) -> str:
-    names = list(dict.fromkeys(name for name, _ in axes))
+def _inspect_head(report: "InspectReport") -> Iterator[str]:
+    share = report.prunable_parameters / report.parameters if report.parameters else 0.0
+    yield (
+        f"{report.model}, input {'x'.join(map(str, report.input_shape))}: {report.parameters:,} parameters, "
+        f"{share:.1%} of them on an axis that can be pruned"
+    )
+    if report.latency_us is not None:
+        yield (
+            f"target {report.target}: {report.macs:,} MACs, {figure_text(report.latency_us, 'us')}, "
+            f"{report.latency_us.provenance} ({report.kernels_measured} of {report.kernels} kernels measured)"
+        )
+    elif report.macs is not None:
+        yield f"target {report.target}: {report.macs:,} MACs"
+    if report.missing:
+        figures = "no share of latency" if report.macs is not None else "no shares of MACs and latency"
+        yield f"{figures}: {report.missing}"
+
+
+def _group_table(report: "InspectReport") -> "Table":
+    columns = {"group": [g.id for g in report.groups], "units": [str(g.width) for g in report.groups]}
+    if report.macs is not None:
+        columns["MACs"] = [_share(g.macs_share) for g in report.groups]
+    if report.latency_us is not None:
+        shares = [g.latency_share for g in report.groups]
+        columns[f"latency, {report.latency_us.provenance}"] = [_share(s and s.value) for s in shares]
+    figures = list(columns)[1:]
+    columns["made by"] = [_modules(g.producers) for g in report.groups]
+    columns["read by"] = [_modules(g.consumers) for g in report.groups]
+    overlap = ", and the shares of the kernels that depend on each: they overlap" if len(figures) > 1 else ""
+    count = "1 group" if len(report.groups) == 1 else f"{len(report.groups)} groups"
+    return table(count + overlap, list(columns), list(zip(*columns.values())), right=figures)
+
+
+def _share(share: float | None) -> str:
+    """A share in percent. What is too small for a digit is not shown as nothing."""
+    if share is None:
+        return "unknown"
+    return "<0.1 %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"
+
+
+def _modules(axes: Sequence["AxisRow"], most: int = 3) -> str:
+    names = list(dict.fromkeys(_split(axis.param)[0] for axis in axes))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-_BOX = "shape=box, style=filled"
-
-
-def dot_text(report: "InspectReport") -> str:
-    """The couplings as a Graphviz graph: parameters that make a group's units, the group, parameters that read them."""
-    lines = ["digraph hwprune {", "  rankdir=LR;", '  node [fontname="sans-serif", fontsize=10];']
-    axes: dict[tuple[str, int], None] = {}
-    edges = []
-    for group in report.groups:
-        lines.append(
-            f"  {_quote(group.id)} [{_BOX}, fillcolor=lightblue, label={_quote(f'{group.id} ({group.width})')}];"
-        )
-        edges += [f"  {_quote(_axis(a))} -> {_quote(group.id)};" for a in group.producers]
-        edges += [f"  {_quote(group.id)} -> {_quote(_axis(a))};" for a in group.consumers]
-        axes.update(dict.fromkeys((*group.producers, *group.consumers)))
-    for row in report.frozen:
-        axes.pop((row.param, row.dim), None)
-        label = f"{row.param}[{row.dim}]\n{row.reason}"
-        lines.append(f"  {_quote(_axis((row.param, row.dim)))} [{_BOX}, fillcolor=lightgray, label={_quote(label)}];")
-    lines += [f"  {_quote(_axis(axis))} [shape=ellipse];" for axis in axes]
-    return "\n".join([*lines, *edges, "}"]) + "\n"
-
-
-def write_svg(report: "InspectReport", path: Path) -> None:
-    """Draw the couplings with Graphviz. Raises UsageError when `dot` is not installed."""
-    dot = shutil.which("dot")
-    if dot is None:
-        raise UsageError("--svg needs Graphviz's `dot`; install the package graphviz, or write the graph with --dot")
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "graph.dot"
-        source.write_text(dot_text(report))
-        drawn = subprocess.run([dot, "-Tsvg", str(source)], capture_output=True, text=True)
-    if drawn.returncode:
-        raise UsageError(f"Graphviz refused the graph: {(drawn.stderr.strip() or 'no reason given').splitlines()[0]}")
-    write_text_atomic(path, drawn.stdout)
-
-
-def _axis(axis: tuple[str, int]) -> str:
-    return f"{axis[0]}[{axis[1]}]"
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+def _split(param: str) -> tuple[str, str]:
+    """A parameter's module and its name there; a parameter of the network itself is its own module."""
+    module, _, name = param.rpartition(".")
+    return module or name, name

@@ -58,13 +58,22 @@ class Costing:
         self._calibrated = [*self._calibrated[:1], network]
         networks = self._calibrated
         names = [self._name(n) for n in networks]
-        keys = [f"network_us of {name} beside {', '.join(names)}" for name in names]
+        keys = [_key(name, names) for name in names]
         whole = [self.store.calibration(key, self.measurer.context) for key in keys]
         if None in whole:
             whole = [latency.latency_us for latency in self.measurer.time_networks(dict(zip(names, networks)))]
             for key, value in zip(keys, whole):
                 self.store.calibrate(key, value, self.measurer.context)
         self.model.fit([(self.model.isolated_us(n.workloads()), us) for n, us in zip(networks, whole)])
+
+    def recall(self, network: "Network") -> None:
+        """Learn what ``network`` takes as a whole if the store has it from a search's start; nothing is measured."""
+        if not self.measurable or not all(self.model.is_measured(w) for w in network.workloads()):
+            return
+        name = self._name(network)
+        whole_us = self.store.calibration(_key(name, [name]), self.measurer.context)
+        if whole_us is not None:
+            self.model.fit([(self.model.isolated_us(network.workloads()), whole_us)])
 
     def _name(self, network: "Network") -> str:
         text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in network.workloads())
@@ -88,6 +97,11 @@ class Costing:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _key(name: str, timed: Sequence[str]) -> str:
+    """Under what the store keeps the latency of a network that was timed in turn with those called ``timed``."""
+    return f"network_us of {name} beside {', '.join(timed)}"
 
 
 def load_target(name: str, threads: int | None = None) -> TargetProfile:

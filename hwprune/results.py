@@ -35,8 +35,8 @@ class ResultRow:
         return {
             "quantity": self.quantity,
             "unit": self.unit,
-            "dense": self.dense.model_dump() if self.dense else None,
-            "pruned": self.pruned.model_dump() if self.pruned else None,
+            "dense": _json(self.dense),
+            "pruned": _json(self.pruned),
             "note": self.note,
         }
 
@@ -107,13 +107,38 @@ class MeasureReport:
 
 
 @dataclass(frozen=True)
+class AxisRow:
+    """A parameter's axis that a group's units lie on, ``multiplicity`` positions of it for each unit."""
+
+    param: str
+    dim: int
+    multiplicity: int = 1
+
+
+@dataclass(frozen=True)
 class GroupRow:
-    """One prunable group: its units, what makes them (parameter and axis) and what reads them."""
+    """One prunable group: its units, the axes that make them, the axes that read them, and the work that hangs on them.
+
+    macs, latency_us : of all kernels whose work depends on the group's width, at full width. A kernel depends on the
+        groups at its inputs and at its outputs and counts for each of them.
+    macs_share, latency_share : the same over the whole network, 0 to 1. As kernels count more than once, the shares of
+        all groups add up to more than 1. The share's provenance is that of the weakest kernel of the network, since all
+        of them are in its denominator; that of ``latency_us`` is of the group's weakest.
+
+    None where unknown; ``InspectReport.missing`` says why.
+    """
 
     id: str
     width: int
-    producers: tuple[tuple[str, int], ...]
-    consumers: tuple[tuple[str, int], ...]
+    producers: tuple[AxisRow, ...]
+    consumers: tuple[AxisRow, ...]
+    macs: int | None = None
+    macs_share: float | None = None
+    latency_us: Figure | None = None
+    latency_share: Figure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "latency_us": _json(self.latency_us), "latency_share": _json(self.latency_share)}
 
 
 @dataclass(frozen=True)
@@ -134,6 +159,10 @@ class InspectReport:
     """What can be pruned in a network and what cannot, with the reason.
 
     parameters : number of parameters. prunable_parameters : how many are in tensors with a prunable axis.
+    groups, frozen : in the order of the graph.
+    target : profile that the latencies are for. kernels : of the network, ``kernels_measured`` of them in the store.
+    macs, latency_us : of the whole network at full width, the latter with its start.
+    missing : why there are no latencies, or neither latencies nor MACs; empty if nothing is missing.
     """
 
     model: str
@@ -142,6 +171,17 @@ class InspectReport:
     prunable_parameters: int
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenRow, ...]
+    target: str = ""
+    kernels: int | None = None
+    kernels_measured: int | None = None
+    macs: int | None = None
+    latency_us: Figure | None = None
+    missing: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        groups = [g.to_json() for g in self.groups]
+        return {**asdict(self), "groups": groups, "latency_us": _json(self.latency_us)}
+
+
+def _json(figure: Figure | None) -> dict[str, Any] | None:
+    return figure.model_dump() if figure is not None else None

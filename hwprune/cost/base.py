@@ -47,11 +47,16 @@ def weakest(provenances: Sequence[Provenance]) -> Provenance:
 
 def network_estimate(model: CostModel, workloads: Sequence[Workload]) -> Estimate:
     """Latency of a network that runs ``workloads`` one after the other."""
-    parts = model.predict(workloads)
-    fixed = model.network_overhead_us + model.kernel_overhead_us * len(workloads)
+    return total(
+        model.predict(workloads), model.network_overhead_us + model.kernel_overhead_us * len(workloads)
+    )
+
+
+def total(parts: Sequence[Estimate], fixed_us: float = 0.0) -> Estimate:
+    """Sum of ``parts``, of which there is at least one, and of ``fixed_us`` microseconds."""
     return Estimate(
-        latency_us=fixed + sum(e.latency_us for e in parts),
-        low_us=fixed + sum(e.low_us for e in parts),
-        high_us=fixed + sum(e.high_us for e in parts),
+        latency_us=fixed_us + sum(e.latency_us for e in parts),
+        low_us=fixed_us + sum(e.low_us for e in parts),
+        high_us=fixed_us + sum(e.high_us for e in parts),
         provenance=weakest([e.provenance for e in parts]),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -9,8 +10,14 @@ from torch import nn
 
 import hwprune
 from hwprune import api
-from hwprune.errors import BudgetError, HwpruneError, TargetError, UsageError
+from hwprune.compile.lower import lower
+from hwprune.cost import analytic
+from hwprune.costing import Costing, load_target
+from hwprune.errors import BudgetError, HwpruneError, StoreError, TargetError, UsageError
+from hwprune.graph import trace
+from hwprune.measure.estimate import Latency
 from hwprune.plan import PruningPlan
+from hwprune.results import AxisRow
 from hwprune.spec.data import from_arrays
 
 TARGET = """
@@ -240,12 +247,133 @@ def test_default_out_is_new_each_time(tmp_path, monkeypatch):
     assert api.default_out("nets/model.pt2", "arm").name.startswith("model-arm-")
 
 
-def test_inspect_lists_groups_and_counts_parameters():
-    report = api.inspect(make_net(), X)
+def test_inspect_lists_groups_and_counts_parameters(target):
+    report = api.inspect(make_net(), X, target=target)
     assert {g.id: g.width for g in report.groups} == {"conv1": 24, "conv2": 32}
     assert report.parameters == sum(p.numel() for p in make_net().parameters())
-    assert any(f.param == "fc.weight" and f.dim == 0 for f in report.frozen)
-    json.dumps(report.to_json())
+    [frozen] = [f for f in report.frozen if f.param == "fc.weight"]
+    assert (frozen.dim, frozen.count, frozen.total, frozen.reason) == (0, 4, 4, "network output")
+    assert re.fullmatch(r"fc \(.*test_api.py:\d+\)", frozen.where)
+    assert report.groups[0].consumers == (AxisRow("conv2.weight", 1, 1),)
+
+
+def test_inspect_shares_by_hand(target, run):
+    # 64 pixels x 9 x 1 x 24 in the first convolution, 64 x 9 x 24 x 32 in the second, 32 x 4 in the classifier
+    first, second, classifier = 13824, 442368, 128
+    report = api.inspect(make_net(), X, target=target)
+    conv1, conv2 = report.groups
+    whole = first + second + classifier
+    assert (report.macs, conv1.macs, conv2.macs) == (whole, first + second, second + classifier)
+    assert conv1.macs_share == (first + second) / whole and conv2.macs_share == (second + classifier) / whole
+    assert (report.target, report.missing, report.kernels_measured) == ("elsewhere", "", 0)
+    assert report.latency_us == run.plan.dense.latency_us and report.latency_us.provenance == "analytic"
+    for group in report.groups:
+        assert group.latency_us.provenance == group.latency_share.provenance == "analytic"
+        assert group.latency_share.value == group.latency_us.value / report.latency_us.value
+    assert 1 < conv1.latency_share.value + conv2.latency_share.value < 2
+    written = json.loads(json.dumps(report.to_json()))
+    assert written["groups"][0]["latency_share"]["provenance"] == "analytic"
+    assert written["groups"][0]["producers"][0] == {"param": "conv1.weight", "dim": 0, "multiplicity": 1}
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A function that stores latencies of the first ``n`` kernels of ``make_net``: 10 us, 11 us and so on."""
+    from hwprune.measure.measurer import Measurer
+
+    monkeypatch.setattr(Measurer, "ensure", lambda *a, **k: pytest.fail("a kernel was measured"))
+    monkeypatch.setattr(Measurer, "time_networks", lambda *a, **k: pytest.fail("a network was measured"))
+
+    def fill(n: int, network_us: float | None = None):
+        from hwprune.kernels import candidates
+
+        profile = load_target("native")
+        network = lower(trace(make_net(), X), profile)
+        with Costing(profile, tmp_path / "store.sqlite") as cost:
+            for i, workload in enumerate(network.workloads()[:n]):
+                config = candidates(workload, profile)[0].to_text()
+                latency = Latency(10.0 + i, 9.0 + i, 12.0 + i, rounds=9, noisy=False)
+                cost.store.record(workload, config, cost.measurer.context, latency, 1)
+        if network_us is not None:
+            with Costing(profile, tmp_path / "store.sqlite") as cost:
+                monkeypatch.setattr(cost.measurer, "time_networks", lambda given: [Latency(network_us, 0, 0, 9, False)])
+                cost.calibrate(network)
+        return network, tmp_path / "store.sqlite"
+
+    return fill
+
+
+def test_inspect_takes_what_the_store_has_and_measures_nothing(stored):
+    network, store = stored(5)
+    report = api.inspect(make_net(), X, store=store)
+    assert [call.name for call in network.calls] == ["relu", "relu_1", "mean", "linear", "linear@plain"]
+    whole = load_target("native").overhead.network_us + 10 + 11 + 12 + 13 + 14
+    assert report.kernels == report.kernels_measured == 5
+    assert report.latency_us.value == pytest.approx(whole) and report.latency_us.provenance == "measured"
+    conv1, conv2 = report.groups
+    assert conv1.latency_us.value == 10 + 11 and conv2.latency_us.value == 11 + 12 + 13
+    assert conv2.latency_share.value == pytest.approx((11 + 12 + 13) / whole)
+    assert conv2.latency_share.provenance == "measured"
+
+
+def test_a_share_is_as_good_as_the_weakest_kernel_of_the_network(stored):
+    _, store = stored(2)  # the convolutions
+    report = api.inspect(make_net(), X, store=store)
+    conv1, conv2 = report.groups
+    assert (report.kernels_measured, report.kernels) == (2, 5)
+    assert conv1.latency_us.provenance == "measured" and conv2.latency_us.provenance == "analytic"
+    assert conv1.latency_share.provenance == conv2.latency_share.provenance == "analytic"
+
+
+def test_inspect_scales_to_the_network_that_a_search_has_timed(stored):
+    _, store = stored(5, network_us=120.0)
+    report = api.inspect(make_net(), X, store=store)
+    assert report.latency_us.value == pytest.approx(120.0)  # twice the 10 + 11 + 12 + 13 + 14 us of its kernels alone
+    assert report.groups[0].latency_us.value == pytest.approx(2 * (10 + 11))
+
+
+class Accumulated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.c(torch.cumsum(self.b(torch.relu(self.a(x))), 1))
+
+
+def test_inspect_says_why_a_network_that_cannot_be_lowered_has_no_shares(target):
+    report = api.inspect(Accumulated().eval(), torch.zeros(2, 6), target=target)
+    [group] = report.groups
+    assert group.id == "a" and group.macs is group.macs_share is group.latency_us is group.latency_share is None
+    assert report.macs is report.latency_us is report.kernels is None
+    assert "aten.cumsum" in report.missing and "test_api.py" in report.missing
+    assert json.loads(json.dumps(report.to_json()))["groups"][0]["macs_share"] is None
+
+
+def test_inspect_says_why_an_operator_without_a_cost_has_no_latency(target, monkeypatch):
+    monkeypatch.delitem(analytic.VECTOR_OPS, "relu")
+    report = api.inspect(make_net(), X, target=target)
+    assert report.groups[0].macs == 13824 + 442368 and report.groups[0].latency_share is None
+    assert report.latency_us is None and "'relu'" in report.missing
+
+
+def test_inspect_works_where_the_default_target_or_store_does_not(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "store.sqlite"
+    monkeypatch.setattr("hwprune.measure.store.default_path", lambda: below)
+    report = api.inspect(make_net(), X)
+    assert report.macs and report.latency_us is None and "cannot make folder" in report.missing
+    with pytest.raises(StoreError, match="cannot make folder"):
+        api.inspect(make_net(), X, store=below)
+    with pytest.raises(TargetError, match="'nativ'"):
+        api.inspect(make_net(), X, target="nativ")
+
+    def no_profile():
+        raise TargetError("no shipped profile fits this machine")
+
+    monkeypatch.setattr("hwprune.measure.probe.native_profile", no_profile)
+    report = api.inspect(make_net(), X)
+    assert len(report.groups) == 2 and report.macs is None and "no shipped profile" in report.missing
 
 
 def test_nothing_can_be_measured_or_timed_for_a_target_elsewhere(target):

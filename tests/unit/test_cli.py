@@ -158,6 +158,7 @@ def test_a_failure_with_json_is_json(capsys: pytest.CaptureFixture) -> None:
         (["search", "--target", "x86", "--memory", "4 apples"], "memory budget '4 apples'"),
         (["search", "--target", "x86", "--finetune", "-1"], "--finetune"),
         (["nosuch"], "nosuch"),
+        (["inspect", "net.py:build", "--target", "rpi44"], "did you mean rpi4"),
         (["compile", "net.py:build", "--out", "a"], "--target must be given"),
         (["compile", "net.py:build"], "--target and --out must be given"),
         (["bench", "runs/demo", "--vs", "onnx"], "unknown engine 'onnx'"),
@@ -175,6 +176,67 @@ def test_bad_usage_ends_with_2_and_says_what(folder: Path, arguments: list[str],
     assert result.exit_code == 2
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# inspect
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.middle(torch.relu(self.conv2(torch.relu(self.conv1(x))))).mean((2, 3)))
+
+    def middle(self, x):
+        return x
+
+class Odd(Net):
+    def middle(self, x):
+        return torch.cumsum(x, 2)
+
+build, odd = Net, Odd
+"""
+
+
+def inspect(folder: Path, spec: str, *arguments: str):
+    (folder / "net.py").write_text(NET)
+    store = ("--store", str(folder / "store.sqlite"))
+    result = call("inspect", spec, "--input-shape", "1x1x6x6", *store, *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_inspect_prints_shares_for_the_target_and_the_frozen_axes(folder: Path) -> None:
+    text = inspect(folder, "net.py:build", "--target", "rpi4").stdout
+    # 16 pixels x 9 x 1 x 8, then 4 pixels x 9 x 8 x 6, then 6 x 2
+    assert "target rpi4: 2,892 MACs, " in text and "latency, analytic" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if " % " in line}
+    assert rows["conv1"][1:4] == ["8", f"{100 * (1152 + 1728) / 2892:.1f}", "%"]
+    assert rows["conv2"][1:4] == ["6", f"{100 * (1728 + 12) / 2892:.1f}", "%"]
+    [frozen] = [line for line in text.splitlines() if "fc.bias" in line]
+    assert "network output" in frozen and "fc (" in frozen and "net.py:11)" in frozen
+
+
+def test_inspect_as_json_and_without_a_target(folder: Path) -> None:
+    report = json.loads(inspect(folder, "net.py:build", "--json").stdout)
+    assert report["target"] == "native" and report["macs"] == 2892 and report["missing"] == ""
+    assert report["latency_us"]["provenance"] == "analytic" and report["kernels_measured"] == 0
+    for group in report["groups"]:
+        assert 0 < group["macs_share"] < 1 and 0 < group["latency_share"]["value"] < 1
+        assert group["latency_share"]["provenance"] == "analytic"
+
+
+def test_inspect_of_a_network_without_kernels_says_so_and_draws(folder: Path) -> None:
+    result = inspect(folder, "net.py:odd", "--target", "rpi4", "--dot", "net.dot")
+    [said] = [line for line in result.stdout.splitlines() if line.startswith("no shares")]
+    assert "aten.cumsum" in said and "net.py:11" in said
+    assert "conv1" in result.stdout and " % " not in result.stdout
+    assert '"conv1.weight[0]" -> "conv1";' in (folder / "net.dot").read_text()
 
 
 # Targets

@@ -1,5 +1,8 @@
-"""Progress and tables."""
+"""Progress, tables and drawings."""
 
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +10,11 @@ import pytest
 
 from hwprune import terminal
 from hwprune.arrays import load_npy, save_npy
-from hwprune.cli_show import bench_table, dot_text, figure_text, inspect_tables, result_table
+from hwprune.cli_dot import dot_text, write_svg
+from hwprune.cli_show import bench_table, figure_text, inspect_tables, result_table
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.plan import Figure
-from hwprune.results import BenchRow, FrozenRow, GroupRow, InspectReport, ResultRow
+from hwprune.results import AxisRow, BenchRow, FrozenRow, GroupRow, InspectReport, ResultRow
 
 
 class Clock:
@@ -106,20 +110,94 @@ REPORT = InspectReport(
     input_shape=(1, 3, 8, 8),
     parameters=100,
     prunable_parameters=50,
-    groups=(GroupRow("conv1", 16, (("conv1.weight", 0),), (("fc.weight", 1),)),),
-    frozen=(FrozenRow("fc.weight", 0, 10, 10, "network output", "it is returned", "net.py:3"),),
+    groups=(
+        GroupRow(
+            "conv1",
+            16,
+            (AxisRow("conv1.weight", 0), AxisRow("conv1.bias", 0)),
+            (AxisRow("fc.weight", 1, 9),),
+            macs=90,
+            macs_share=0.9,
+            latency_us=Figure(value=5.0, provenance="measured"),
+            latency_share=Figure(value=0.0001, provenance="analytic"),
+        ),
+        GroupRow("fc", 10, (AxisRow("fc.weight", 0),), (AxisRow("last.weight", 1),), macs=0, macs_share=0.0),
+    ),
+    frozen=(
+        FrozenRow("fc.weight", 0, 2, 12, "user", "--freeze fc", "net.py:3"),
+        FrozenRow("last.weight", 0, 4, 4, "network output", "it is returned", "net.py:4"),
+        FrozenRow("last.bias", 0, 4, 4, "network output", "it is returned", "net.py:4"),
+    ),
+    target="native",
+    kernels=3,
+    kernels_measured=2,
+    macs=100,
+    latency_us=Figure(value=50.0, provenance="analytic", low=25.0, high=100.0),
 )
 
 
+def shown(capsys: pytest.CaptureFixture, report: InspectReport) -> list[str]:
+    terminal.Terminal().result(None, *inspect_tables(report))
+    return capsys.readouterr().out.splitlines()
+
+
 def test_inspect_shows_groups_and_reasons(capsys: pytest.CaptureFixture) -> None:
-    terminal.Terminal().result(None, *inspect_tables(REPORT))
-    text = capsys.readouterr().out
+    text = "\n".join(shown(capsys, REPORT))
     assert "50.0%" in text and "conv1" in text and "network output" in text and "net.py:3" in text
+
+
+def test_inspect_shows_shares_with_their_provenance(capsys: pytest.CaptureFixture) -> None:
+    lines = shown(capsys, REPORT)
+    assert "target native: 100 MACs, 50 us (25 us to 100 us), analytic (2 of 3 kernels measured)" in lines
+    [head] = [line for line in lines if line.lstrip().startswith("group ")]
+    conv1, fc = [line.split() for line in lines if line.lstrip().startswith(("conv1 ", "fc "))]
+    assert "MACs" in head and "latency, analytic" in head
+    # too small for a digit is not nothing, and what is not known is no zero
+    assert conv1[:6] == ["conv1", "16", "90.0", "%", "<0.1", "%"] and fc[:5] == ["fc", "10", "0.0", "%", "unknown"]
+
+
+def test_inspect_says_what_is_missing_instead_of_showing_zeros(capsys: pytest.CaptureFixture) -> None:
+    group = GroupRow("conv1", 16, (AxisRow("conv1.weight", 0),), (AxisRow("fc.weight", 1),))
+    bare = InspectReport("net", (1, 3, 8, 8), 100, 50, (group,), (), target="native", missing="no kernel for odd")
+    lines = shown(capsys, bare)
+    assert "no shares of MACs and latency: no kernel for odd" in lines and not any(" %" in line for line in lines)
+    counted = replace(bare, macs=7, groups=(replace(group, macs=7, macs_share=1.0),))
+    lines = shown(capsys, counted)
+    assert "no share of latency: no kernel for odd" in lines and any("100.0 %" in line for line in lines)
+
+
+def test_inspect_of_hundreds_of_groups_is_one_line_a_group(capsys: pytest.CaptureFixture) -> None:
+    groups = tuple(replace(REPORT.groups[0], id=f"conv{i}") for i in range(500))
+    rows = [line.split()[0] for line in shown(capsys, replace(REPORT, groups=groups, frozen=())) if "90.0 %" in line]
+    assert rows == [group.id for group in groups]
 
 
 def test_the_graphviz_text() -> None:
     text = dot_text(REPORT)
-    assert '"conv1.weight[0]" -> "conv1";' in text and '"conv1" -> "fc.weight[1]";' in text and "lightgray" in text
+    assert '"conv1" [shape=ellipse' in text and 'label="conv1 (16)"' in text
+    assert '"conv1.weight[0]" [shape=box, label="conv1\\nweight[0], bias[0]"];' in text  # one box, as they go together
+    assert text.count('-> "conv1";') == 1 and '"conv1" -> "fc.weight[1]" [label="&times;9"];' in text
+    assert '"fc" -> "last.weight[1]";' in text  # one position a unit goes without saying
+    assert 'style="filled,dashed"' in text and 'label="fc\\nweight[0]\\n2 of 12: user"' in text
+    assert 'label="last\\nweight[0], bias[0]\\nnetwork output"' in text
+    assert '{ rank=same; "conv1" -> "fc" [style=invis]; }' in text  # from top to bottom as in the graph
+    text.encode("ascii")
+
+
+def test_graphviz_draws_every_box_and_group(tmp_path: Path) -> None:
+    if shutil.which("dot") is None:
+        pytest.skip("Graphviz is not installed")
+    write_svg(REPORT, tmp_path / "net.svg")
+    drawn = (tmp_path / "net.svg").read_text(encoding="utf-8")
+    assert drawn.count('class="node"') == 2 + 5
+    height = [float(re.search(rf' y="([-.0-9]+)"[^>]*>{name} \(', drawn)[1]) for name in ("conv1", "fc")]
+    assert height[0] < height[1]
+
+
+def test_without_graphviz_svg_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="install the package graphviz"):
+        write_svg(REPORT, tmp_path / "net.svg")
 
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
