@@ -23,6 +23,7 @@ from torch import fx, nn
 from hwprune.errors import ProofError, UsageError
 from hwprune.graph.channels import ChannelGraph
 from hwprune.graph.rules import aten, overloads
+from hwprune.graph.rules.compare import COMPARED
 from hwprune.graph.rules.reduce import OVER_KEPT, named_axes
 from hwprune.graph.trace import evaluating
 
@@ -183,6 +184,10 @@ class _Dense(fx.Interpreter):
             return self.call_function(node.target, (args[0], self._without_removed(node.args[1]), *args[2:]), kwargs)
         if node.op == "call_function" and node.target in OVER_KEPT:
             return self._reduced(node)
+        if node.op == "call_function" and node.target in COMPARED:
+            return self._compared(node)
+        if node.target is aten._weight_norm.default:
+            return self._normed_weight(node)
         if node.op == "call_function" and node.target in _PRODUCTS and not self._reads_parameter(node):
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._without_removed)
             return self.call_function(node.target, args, kwargs)
@@ -218,10 +223,34 @@ class _Dense(fx.Interpreter):
         names = [argument.name for argument in node.target._schema.arguments]
         x, source = args[0], node.all_input_nodes[0]
         for dim in named_axes({**dict(zip(names, args)), **kwargs}, x.dim()):
-            positions = self._graph.positions(source.name, dim, self._kept)
-            if positions is not None:
-                x = x.index_select(dim, torch.from_numpy(positions))
+            x = self._over_what_stays(x, source, dim)
         return self.call_function(node.target, (x, *args[1:]), kwargs)
+
+    def _over_what_stays(self, x: torch.Tensor, source: fx.Node, dim: int) -> torch.Tensor:
+        """``x``, which has the axis ``dim`` of the value of ``source``, without the removed positions along it."""
+        positions = self._graph.positions(source.name, dim, self._kept)
+        return x if positions is None else x.index_select(dim, torch.from_numpy(positions))
+
+    def _compared(self, node: fx.Node) -> torch.Tensor:
+        """A comparison of two operands over what is kept of the axis that it runs over."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        names = [argument.name for argument in node.target._schema.arguments]
+        rank = max(x.dim() for x in args[:2])
+        axis = {**dict(zip(names, args)), **kwargs}.get("dim", COMPARED[node.target]) % rank - rank
+        both = [
+            self._over_what_stays(x, source, x.dim() + axis) if x.dim() + axis >= 0 else x
+            for x, source in zip(args[:2], node.args)
+        ]
+        return self.call_function(node.target, (*both, *args[2:]), kwargs)
+
+    def _normed_weight(self, node: fx.Node) -> torch.Tensor:
+        """A weight whose length along one axis is that of what is kept along the others."""
+        (v, g, *rest), _ = self.fetch_args_kwargs_from_env(node)
+        dim, small = rest[0] if rest else 0, v
+        for other in range(v.dim()):
+            if other != dim:
+                small = self._over_what_stays(small, node.args[0], other)
+        return v * (g / torch.norm_except_dim(small, 2, dim))
 
     def _over_kept(self, node: fx.Node, axes: Mapping[int, np.ndarray]) -> torch.Tensor:
         """Take what is kept, normalize, and put it back; removed positions become zero."""
@@ -265,7 +294,8 @@ def _own_statistics(node: fx.Node) -> list[int]:
 
 _PRODUCTS = (
     aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.baddbmm.default,
-    aten.einsum.default, aten.scaled_dot_product_attention.default,
+    aten.einsum.default, aten.scaled_dot_product_attention.default, aten.tensordot.default, aten.inner.default,
+    aten.bilinear.default, aten.addmv.default,
 )  # fmt: skip
 
 _LAYERS = frozenset(overloads(

@@ -159,7 +159,11 @@ ATTRIBUTES: tuple[tuple[Any, Callable[[nn.Module, nn.Module], dict[str, Any]]], 
     ((nn.LayerNorm, nn.RMSNorm), _normalized_shape),
     (nn.GroupNorm, lambda m, old: {"num_channels": m.weight.shape[0]} if m.weight is not None else {}),
     (nn.PReLU, lambda m, old: {"num_parameters": m.weight.shape[0]}),
-    (nn.Embedding, lambda m, old: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    (nn.Bilinear, lambda m, old: dict(zip(("out_features", "in1_features", "in2_features"), m.weight.shape))),
+    (
+        (nn.Embedding, nn.EmbeddingBag),
+        lambda m, old: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]},
+    ),
     ((nn.RNNBase, nn.RNNCellBase), _recurrent),
 )
 

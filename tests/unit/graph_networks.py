@@ -375,6 +375,64 @@ class Patches(nn.Module):
         return self.last(self.fold(self.mix(self.unfold(self.stem(x)).transpose(1, 2)).transpose(1, 2)))
 
 
+class Sampled(nn.Module):
+    """A spatial transformer, and pooling undone by its indices (SegNet)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.place, self.last = conv(3, 8), nn.Linear(8, 6), nn.Conv2d(8, 6, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        grid = F.affine_grid(self.place(x.mean((2, 3))).view(-1, 2, 3), x.shape, align_corners=False)
+        x, indices = F.max_pool2d(F.grid_sample(x, grid, align_corners=False), 2, return_indices=True)
+        return self.last(F.max_unpool2d(x, indices, 2))
+
+
+class Compared(nn.Module):
+    """Similarities to learned prototypes, distances between two towers, and a bilinear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.prototypes, self.bilinear = nn.Parameter(torch.rand(5, 8)), nn.Bilinear(8, 7, 9)
+        self.c, self.fc = nn.Linear(6, 7), nn.Linear(9, 5)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        near = F.cosine_similarity(a[..., None, :], self.prototypes, dim=-1) + torch.cdist(a, b).mean(-1, keepdim=True)
+        mixed = self.fc(self.bilinear(b, self.c(x)) * F.pairwise_distance(a, b, keepdim=True))
+        return (near + mixed).mean(1)
+
+
+class WeightNormed(nn.Module):
+    """Weights by direction and length, of what makes channels and of what reads them."""
+
+    def __init__(self):
+        super().__init__()
+        normed = nn.utils.parametrizations.weight_norm
+        self.stem, self.up = normed(nn.Conv2d(3, 8, 3)), normed(nn.ConvTranspose2d(8, 7, 2, 2))
+        self.last = normed(nn.Conv2d(7, 6, 1), dim=1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.up(F.relu(self.stem(x)))))
+
+
+class Spectral(nn.Module):
+    """A filter in the space of frequencies, channel by channel (GFNet), and bags of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.filter, self.words = nn.Parameter(torch.rand(8, 8, 5, 2)), nn.EmbeddingBag(10, 8)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.filter)
+        words = self.words((x.mean((2, 3))[:, :3] > 0).long())
+        return self.last(x * words[:, :, None, None] + torch.fft.irfft2(y, norm="ortho"))
+
+
 class Unknown(nn.Module):
     """An operator without a rule between two convolutions."""
 
@@ -411,6 +469,10 @@ NETWORKS = {
     "recurrent": (Recurrent, (2, 7, 6)),
     "projected": (Projected, (2, 3, 6)),
     "patches": (lambda: Head(Patches(), 5), (2, 3, 8, 8)),
+    "sampled": (lambda: Head(Sampled(), 6), (2, 3, 8, 8)),
+    "compared": (Compared, (2, 7, 6)),
+    "weight_normed": (lambda: Head(WeightNormed(), 6), (2, 3, 8, 8)),
+    "spectral": (lambda: Head(Spectral(), 6), (2, 3, 8, 8)),
     "unknown": (lambda: Head(Unknown(), 4), (2, 3, 8, 8)),
 }
 

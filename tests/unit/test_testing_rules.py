@@ -132,6 +132,134 @@ class TestCell(Contract):
         return RuleCase(function, [(2, i), (2, h), (2, h)], [(4 * h, i), (4 * h, h), (4 * h,), (4 * h,)])
 
 
+class TestGridSample(Contract):
+    def case(self, random):
+        function = lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False)
+        return RuleCase(function, [(2, size(random), 4, 3), (2, size(random), 3, 2)])
+
+
+class TestMaxUnpool(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2), [(2, size(random), 6)])
+
+
+class TestCosineSimilarity(Contract):
+    def case(self, random):
+        a, b, c = (size(random) for _ in range(3))
+        dim = int(random.integers(1, 3))
+        return RuleCase(lambda x, y: F.cosine_similarity(x, y, dim=dim), [(2, a, b, c), (2, 1, b, c)])
+
+
+class TestPairwiseDistance(Contract):
+    def case(self, random):
+        a, b = size(random), size(random)
+        return RuleCase(lambda x, y: F.pairwise_distance(x, y, p=1.0, keepdim=True), [(2, a, b), (2, a, b)])
+
+
+class TestCdist(Contract):
+    def case(self, random):
+        c = size(random)
+        return RuleCase(torch.cdist, [(2, size(random), c), (2, size(random), c)])
+
+
+class TestBilinear(Contract):
+    def case(self, random):
+        a, b, c, d = (size(random) for _ in range(4))
+        return RuleCase(F.bilinear, [(2, a, b), (2, a, c)], [(d, b, c), (d,)])
+
+
+class TestTensordot(Contract):
+    def case(self, random):
+        a, b, c, d = (size(random) for _ in range(4))
+        return RuleCase(lambda x, w: torch.tensordot(x, w, dims=([1, 2], [2, 0])), [(2, a, b, c)], [(b, d, a)])
+
+
+class TestInner(Contract):
+    def case(self, random):
+        a, b, c = (size(random) for _ in range(3))
+        return RuleCase(torch.inner, [(2, a, b)], [(c, b)])
+
+
+class TestBatchedProductWithSum(Contract):
+    def case(self, random):
+        a, b, c = (size(random) for _ in range(3))
+        return RuleCase(torch.baddbmm, [(2, 1, c), (2, a, b), (2, b, c)])
+
+
+class TestEinsum(Contract):
+    def case(self, random):
+        a, b, c, d = (size(random) for _ in range(4))
+        equation = ("...ic,...jc->...ij", "...ic,...jc", "n...c,n...c->n...", "nijc,nkbc->nkj")[random.integers(4)]
+        second = (2, a, b, c) if equation.startswith("n...") else (2, a, d, c)
+        return RuleCase(lambda x, y: torch.einsum(equation, x, y), [(2, a, b, c), second])
+
+
+class TestWeightNorm(Contract):
+    def case(self, random):
+        i, o, dim = size(random), size(random), int(random.integers(-1, 2))
+        g = {-1: (), 0: (o, 1), 1: (1, i)}[dim]
+        function = lambda x, v, g: F.linear(x, torch._weight_norm(v, g, dim))
+        return RuleCase(function, [(2, 3, i)], [(o, i), g])
+
+
+class TestGather(Contract):
+    """By places that broadcast, and by places that an activation has."""
+
+    def case(self, random):
+        a, b = size(random), size(random, 3)
+        if random.random() < 0.5:
+            return RuleCase(lambda x: x.take_along_dim(torch.tensor([[[0, 2]]]), 2), [(2, a, b)])
+        return RuleCase(lambda x: x.gather(2, x.argmax(2, keepdim=True)), [(2, a, b)])
+
+
+class TestScatter(Contract):
+    def case(self, random):
+        a, b = size(random), size(random)
+        function = lambda x, y: x.scatter_add(2, y.argmax(2, keepdim=True), y)
+        return RuleCase(function, [(2, a, b), (2, a, 2)])
+
+
+class TestIndexAdd(Contract):
+    def case(self, random):
+        a, b = size(random), size(random, 3)
+        return RuleCase(lambda x, y: x.index_add(2, torch.tensor([0, 2]), y), [(2, a, b), (2, a, 2)])
+
+
+class TestDiagonal(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: x.diagonal(dim1=1, dim2=3), [(2, size(random), size(random), size(random))])
+
+
+class TestFourier(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=(4, 4)), [(2, size(random), 4, 4)])
+
+
+class TestComplexProduct(Contract):
+    def case(self, random):
+        a, b = size(random), size(random)
+        function = lambda x, w: torch.view_as_real(torch.view_as_complex(x.contiguous()) * torch.view_as_complex(w))
+        return RuleCase(function, [(2, a, b, 2)], [(b, 2)])
+
+
+class TestNormOfMatrix(Contract):
+    def case(self, random):
+        return RuleCase(lambda x: x / torch.linalg.norm(x, dim=(1, 2), keepdim=True), [(2, size(random), size(random))])
+
+
+class TestStacked(Contract):
+    def case(self, random):
+        a, b, c = (size(random) for _ in range(3))
+        return RuleCase(lambda x, y: torch.hstack([x, y]), [(2, a, c), (2, b, c)])
+
+
+class TestBagOfWords(Contract):
+    def case(self, random):
+        d = size(random)
+        function = lambda x, w: x + F.embedding_bag(torch.tensor([[0, 1], [2, 0]]), w, mode="sum")
+        return RuleCase(function, [(2, d)], [(3, d)])
+
+
 class TestSoftmax(Contract):
     def case(self, random):
         return RuleCase(lambda x: x.softmax(-1), [(2, size(random), size(random))])

@@ -47,15 +47,30 @@ def matmul(call: Call) -> Value:
 
 @rule(aten.einsum.default)
 def einsum(call: Call) -> Value:
-    left, arrow, out = call["equation"].replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "." in left or not arrow or any(len(set(term)) < len(term) for term in terms):
-        return unknown(call)  # an ellipsis, an implied result, or a diagonal
+    terms, out = _letters(call["equation"], [len(value.shape) for value in call["tensors"]])
+    if any(len(set(term)) < len(term) for term in terms):
+        return unknown(call)  # a diagonal
     operands = [
         (value, [x if size > 1 else None for x, size in zip(term, value.shape)])
         for value, term in zip(call["tensors"], terms)
     ]
     return contract(call, operands, list(out))
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[Letter]], list[Letter]]:
+    """Letters of the operands and of the result; axes of an ellipsis are numbered from its end."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    written = [term.partition("...") for term in left.split(",")]
+    terms = [
+        [*first, *range(len(first) + len(last) - rank, 0), *last] if dots else [*first]
+        for (first, dots, last), rank in zip(written, ranks)
+    ]
+    rest = sorted({x for term in terms for x in term if isinstance(x, int)})
+    if not arrow:  # the letters that are met once, in the order of the alphabet
+        letters = left.replace(",", "").replace(".", "")
+        return terms, [*rest, *sorted(x for x in set(letters) if letters.count(x) == 1)]
+    first, dots, last = right.partition("...")
+    return terms, [*first, *(rest if dots else []), *last]
 
 
 def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> Value:

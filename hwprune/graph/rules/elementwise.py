@@ -119,10 +119,13 @@ def fields_of(joined: list[tuple[tuple[int, ...], np.ndarray]]) -> list[Field]:
 
 #: Element-wise operators that PyTorch does not tag as pointwise.
 UNTAGGED = (
-    "dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "native_dropout", "hardswish",
+    "dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout",
+    "feature_alpha_dropout", "native_dropout", "hardswish",
     "hardswish_", "log_sigmoid", "selu", "selu_", "masked_fill", "masked_fill_", "rsub", "where", "square", "positive",
     "fill_", "zero_", "copy_", "copy", "contiguous", "clone", "detach", "detach_", "alias", "to", "_to_copy", "type_as",
     "float", "double", "half", "zeros_like", "ones_like", "full_like", "lift_fresh_copy", "lift_fresh",
+    "empty_like", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_", "uniform_", "normal_",
+    "exponential_", "broadcast_tensors", "real", "imag", "complex", "polar",
 )  # fmt: skip
 
 

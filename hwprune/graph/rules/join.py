@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hwprune.graph.atoms import Field, Reason, Value
-from hwprune.graph.rules import Call, aten, overloads, rule
+from hwprune.graph.rules import Call, aten, overloads, rule, unknown
 from hwprune.graph.rules.elementwise import align, fields_of
 
 Values = tuple[Value, ...]
@@ -31,6 +33,15 @@ def cat(call: Call) -> Value:
         fields.append(Field(own, np.concatenate(pieces, axis=own.index(axis))))
     others = [(v.having(f for f in v.fields if axis not in f.axes), _letters(v, axis)) for v in parts]
     return call.result(fields + fields_of(align(call.atoms, others)))
+
+
+@rule(*overloads("hstack", "vstack", "dstack", "column_stack"))
+def cat_along(call: Call) -> Value:
+    """Concatenations that name their axis, of tensors that have it."""
+    axis = {"hstack": 1, "vstack": 0, "dstack": 2, "column_stack": 1}[call.op._schema.name.removeprefix("aten::")]
+    if any(len(v.shape) != len(call.shape) for v in call["tensors"]) or len(call.shape) < 2:
+        return unknown(call)
+    return cat(replace(call, operands={**call.operands, "dim": axis}))
 
 
 def _is_joint(value: Value, axis: int) -> bool:

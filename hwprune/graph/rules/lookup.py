@@ -17,6 +17,23 @@ def embedding(call: Call) -> Value:
     return Value(call.shape, () if ids is None else (Field((len(call.shape) - 1,), ids),), fixed)
 
 
+@rule(*overloads("embedding_bag"))
+def embedding_bag(call: Call) -> tuple[Value, ...]:
+    """Rows of the table by bag; the other three results are places."""
+    rows = call["per_sample_weights"]
+    if rows is not None:
+        call.atoms.freeze_value(rows, call.cause(Reason.UNIFORMITY, "one weight per index"))
+    call.atoms.freeze_value(call["offsets"], call.cause(Reason.UNIFORMITY, "used as indices"))
+    first = embedding(call)
+    return first, *(Value(shape, (), first.fixed) for shape in call.shapes[1:])
+
+
+@rule(aten.one_hot.default)
+def one_hot(call: Call) -> Value:
+    """A new last axis, one index for each class."""
+    return call.result(call["self"].fields)
+
+
 @rule(*overloads("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"))
 def filled(call: Call) -> Value:
     """One value everywhere: its axes take the size of what they meet."""

@@ -40,6 +40,14 @@ def layer_norm(call: Call) -> Value:
     return call.result(fields_of(align(call.atoms, operands)))
 
 
+@rule(aten._weight_norm.default)
+def weight_norm(call: Call) -> Value:
+    """A weight by direction and length: its length along one axis is that of what is kept along the others."""
+    v, g = call["v"], call["g"]
+    operands: list[Operand] = [(w, [i if size > 1 else None for i, size in enumerate(w.shape)]) for w in (v, g)]
+    return call.result(fields_of(align(call.atoms, operands)))
+
+
 def _per_channel(call: Call, x: Value, names: list[str]) -> Value:
     ids = call.atoms.axis(x, _CHANNEL)
     fields = [f for f in x.fields if _CHANNEL not in f.axes] + ([] if ids is None else [Field((_CHANNEL,), ids)])

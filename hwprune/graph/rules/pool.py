@@ -9,12 +9,12 @@ from hwprune.graph.rules import Call, aten, overloads, rule
 
 _POOLS = {
     1: ("avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool1d_with_indices",
-        "upsample_nearest1d", "upsample_linear1d"),
+        "upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d"),
     2: ("avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
         "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
-        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d"),
-    3: ("avg_pool3d", "max_pool3d", "max_pool3d_with_indices", "adaptive_avg_pool3d", "upsample_nearest3d",
-        "upsample_trilinear3d"),
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
+    3: ("avg_pool3d", "max_pool3d", "max_pool3d_with_indices", "adaptive_avg_pool3d", "adaptive_max_pool3d",
+        "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d"),
 }  # fmt: skip
 
 

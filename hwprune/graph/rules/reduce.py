@@ -11,12 +11,19 @@ from hwprune.graph.rules.elementwise import pointwise
 _REDUCTIONS = (
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "argmax", "argmin", "any", "all", "norm",
     "logsumexp", "linalg_vector_norm", "nanmean", "median", "count_nonzero", "var_mean", "std_mean",
+    "linalg_norm", "linalg_matrix_norm", "aminmax", "nansum", "kthvalue", "mode", "quantile", "nanquantile",
+    "nanmedian",
 )  # fmt: skip
 #: Reductions that a pruned network takes over what is kept, as a normalization takes its statistics.
 OVER_KEPT = frozenset(overloads(
     "mean", "sum", "amax", "amin", "var", "std", "norm", "logsumexp", "linalg_vector_norm", "var_mean", "std_mean",
+    "linalg_norm", "linalg_matrix_norm", "aminmax",
 ))  # fmt: skip
-_ALONG = ("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "flip", "roll", "sort", "topk")
+_ALONG = (
+    "softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "flip", "roll", "rot90",
+    "sort", "topk", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2",
+    "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_fftshift", "fft_ifftshift", "diff",
+)  # fmt: skip
 
 
 @rule(*overloads(*_REDUCTIONS))

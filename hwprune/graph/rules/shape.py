@@ -10,7 +10,7 @@ from hwprune.graph.rules.elementwise import broadcast
 
 
 @rule(*overloads("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as",
-                 "reshape_as", "squeeze_", "unsqueeze_", "view_copy"))  # fmt: skip
+                 "reshape_as", "squeeze_", "unsqueeze_", "view_copy", "ravel"))  # fmt: skip
 def reshape(call: Call) -> Value:
     """Labels are reshaped with the data. Axes are matched in blocks of equal extent."""
     x = next(call.values())
@@ -65,7 +65,8 @@ def _by_blocks(x: Value, blocks: list[tuple[list[int], list[int]]]) -> list[tupl
     return parts
 
 
-@rule(*overloads("permute", "transpose", "t", "swapaxes", "movedim", "transpose_", "t_", "numpy_T", "mT", "adjoint"))
+@rule(*overloads("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis",
+                 "transpose_", "t_", "numpy_T", "mT", "adjoint"))  # fmt: skip
 def permute(call: Call) -> Value:
     x = next(call.values())
     rank = len(x.shape)
@@ -136,6 +137,15 @@ def repeat_interleave(call: Call) -> Value:
         ids = np.repeat(f.ids, times, axis=f.axes.index(axis)) if axis in f.axes else f.ids
         fields.append(Field(f.axes, ids))
     return call.result(fields)
+
+
+@rule(*overloads("view_as_real", "view_as_complex", "view_as_complex_copy", "view_as_real_copy"))
+def parts_of_complex(call: Call) -> Value:
+    """A last axis of extent 2, real and imaginary, comes or goes."""
+    x = next(call.values())
+    rank = min(len(x.shape), len(call.shape))
+    x = call.atoms.hold(x, range(rank, len(x.shape)), call.cause(Reason.UNIFORMITY, "real and imaginary part"))
+    return call.result([f for f in x.fields if max(f.axes) < rank])
 
 
 @rule(*overloads("tril", "triu", "tril_", "triu_"))
