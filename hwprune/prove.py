@@ -115,7 +115,8 @@ def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Te
         warnings.simplefilter("ignore")
         module = copy.deepcopy(module).double().cpu()
     with evaluating(module):
-        return _tensors(module(*[x.clone() for x in inputs]))
+        run = _Double(module).run if isinstance(module, fx.GraphModule) else module
+        return _tensors(run(*[x.clone() for x in inputs]))
 
 
 def _tensors(result: Any) -> list[torch.Tensor]:
@@ -157,11 +158,17 @@ def _removed(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str
     return zeros
 
 
-class _Dense(fx.Interpreter):
-    """Runs the dense graph with the statistics of normalizations taken over what is kept.
+class _Double(fx.Interpreter):
+    """Literal dtypes of the graph follow the parameters: what it makes in float32 is made in float64."""
 
-    Literal dtypes of the graph follow the parameters: what it makes in float32 is made in float64.
-    """
+    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return super().call_function(target, args, kwargs)
+
+
+class _Dense(_Double):
+    """Runs the dense graph with the statistics of normalizations taken over what is kept."""
 
     def __init__(self, module: fx.GraphModule, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> None:
         super().__init__(module)
@@ -192,11 +199,6 @@ class _Dense(fx.Interpreter):
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._without_removed)
             return self.call_function(node.target, args, kwargs)
         return super().run_node(node)
-
-    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return super().call_function(target, args, kwargs)
 
     def _reads_parameter(self, node: fx.Node) -> bool:
         """Then its slices are zero already."""

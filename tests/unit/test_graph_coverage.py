@@ -122,6 +122,18 @@ class Windows(nn.Module):
         return self.b(x.unfold(1, 3, 2).mean(-1)).sum(1)
 
 
+class Halved(nn.Module):
+    """A recurrent network between dropouts whose output is gated by hand: its graph holds zeros, of a type and size."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(6, 8, 2, batch_first=True, dropout=0.5), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x, _ = self.lstm(x)
+        return self.fc(x[..., :4] * x[..., 4:]).sum(1)
+
+
 NETWORKS = {
     "hand_norm": (HandNorm, (2, 7, 6), {"embed": 12, "up": 10}),
     "spatial_attention": (SpatialAttention, (2, 3, 8, 8), {"stem": 8}),
@@ -129,6 +141,7 @@ NETWORKS = {
     "filled": (Filled, (2, 3, 6), {"a": 8, "fc": 4}),
     "named": (Named, (2, 7, 6), {"a": 8}),
     "windows": (Windows, (2, 7, 6), {"a": 8}),
+    "halved": (Halved, (2, 7, 6), {"lstm": 4}),
     "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
 }
 

@@ -72,6 +72,24 @@ def test_attributes_say_what_the_tensors_are():
     assert dense.body[2][0].groups == 12
 
 
+def test_recurrent_module_stays_one():
+    dense, x, graph = analyzed("recurrent")
+    pruned, rewrites = prune(dense, graph, {"embed": [0, 3, 4], "lstm": [1, 6], "cell": [0, 2]})
+    assert (pruned.lstm.input_size, pruned.lstm.hidden_size, pruned.gru.input_size) == (3, 2, 4)
+    assert (pruned.cell.hidden_size, pruned.fc.in_features) == (2, 2)
+    assert all(w is getattr(pruned.lstm, n) for n, w in zip(pruned.lstm._flat_weights_names, pruned.lstm._flat_weights))
+    assert Rewrite("lstm", "hidden_size", 8, 2) in rewrites
+    bias = dense.lstm.bias_hh_l1_reverse.view(4, 8)[:, [1, 6]].ravel()
+    torch.testing.assert_close(pruned.lstm.bias_hh_l1_reverse, bias)
+
+
+def test_projection_of_a_recurrent_module_goes():
+    dense, x, graph = analyzed("projected")
+    pruned, rewrites = prune(dense, graph, {"h": [0, 4]})
+    assert (pruned.lstm.proj_size, pruned.lstm.hidden_size) == (2, 8)
+    assert {f.detail for f in graph.frozen if f.param == "lstm.bias_ih_l0"} == {"hidden_size must stay above proj_size"}
+
+
 def test_kept_units_are_the_ones_asked_for():
     dense, x, graph = analyzed("flat")
     pruned, _ = prune(dense, graph, {"features.2": [1, 4]})
