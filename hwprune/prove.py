@@ -11,7 +11,6 @@ The dense side interprets the exported graph, one operator at a time.
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hwprune.copying import copied
 from hwprune.errors import ProofError, UsageError
 from hwprune.graph.channels import ChannelGraph
 from hwprune.graph.rules import aten, overloads
@@ -113,7 +113,7 @@ def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:
 def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = copy.deepcopy(module).double().cpu()
+        module = copied(module).double().cpu()
     with evaluating(module):
         run = _Double(module).run if isinstance(module, fx.GraphModule) else module
         return _tensors(run(*[x.clone() for x in inputs]))

@@ -7,7 +7,6 @@ Where the user's ``forward`` holds a size that no attribute carries, the result 
 
 from __future__ import annotations
 
-import copy
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hwprune.copying import compute_weights, copied
 from hwprune.errors import PlanError
 from hwprune.graph.channels import ChannelGraph
 from hwprune.graph.resize import resized_graph
@@ -58,6 +58,7 @@ def prune(
         return _pruned_graph(module, graph, kept, positions), []
     pruned = _copy(module)
     slice_tensors(pruned, positions)
+    compute_weights(pruned)
     rewrites = list(_rewrite_attributes(pruned, module))
     failure = _failure(pruned, graph)
     if failure is not None:
@@ -74,7 +75,7 @@ def _copy(module: nn.Module) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return copy.deepcopy(module)
+            return copied(module)
     except Exception as err:
         raise PlanError(
             f"{type(module).__name__} cannot be copied ({str(err).splitlines()[0]}); "

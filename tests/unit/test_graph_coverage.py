@@ -134,6 +134,19 @@ class Halved(nn.Module):
         return self.fc(x[..., :4] * x[..., 4:]).sum(1)
 
 
+class HookedNorms(nn.Module):
+    """``weight_norm`` and ``spectral_norm`` as they were before parametrizations: a hook computes the weight."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.utils.weight_norm
+        self.a, self.b = norm(nn.Conv1d(7, 8, 3, padding=1)), norm(nn.Conv1d(8, 8, 3, padding=1, groups=8))
+        self.c, self.fc = nn.utils.spectral_norm(nn.Conv1d(8, 6, 1)), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fc(self.c(self.b(self.a(x).relu())).relu().mean(-1))
+
+
 NETWORKS = {
     "hand_norm": (HandNorm, (2, 7, 6), {"embed": 12, "up": 10}),
     "spatial_attention": (SpatialAttention, (2, 3, 8, 8), {"stem": 8}),
@@ -142,8 +155,16 @@ NETWORKS = {
     "named": (Named, (2, 7, 6), {"a": 8}),
     "windows": (Windows, (2, 7, 6), {"a": 8}),
     "halved": (Halved, (2, 7, 6), {"lstm": 4}),
+    "hooked_norms": (HookedNorms, (2, 7, 6), {"a": 8, "c": 6}),
     "queries": (Queries, (2, 7, 6), {"queries": 8, "k": 12}),
 }
+
+
+def test_weights_that_hooks_compute_are_of_the_size_of_what_is_kept():
+    module = HookedNorms().eval()
+    graph = analyze(trace(module, torch.randn(2, 7, 6)))
+    pruned, _ = prune(module, graph, {"a": [1, 4, 5]})
+    assert pruned.b.weight.shape == (3, 1, 3) and (pruned.b.groups, pruned.c.in_channels) == (3, 3)
 
 
 class HardCoded(Standardized):
