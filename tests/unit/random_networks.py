@@ -211,8 +211,39 @@ def attention(shapes, a, b):
     return Step(attend, nn.Conv2d(c, 3 * heads * size, 1), nn.Conv2d(heads * size, c, 1))
 
 
+def recurrent(shapes, a, b):
+    """LSTM or GRU over pixels, of one or two layers, in one direction or both."""
+    c, s = shapes[-1]
+    kind = (nn.LSTM, nn.GRU)[a % 2]
+    m = kind(c, 2 + a % 4, 1 + b % 2, batch_first=True, bidirectional=b % 3 > 0, bias=b % 5 > 0)
+    return Step(lambda x, m: m(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (s, s)), m)
+
+
+def patches(shapes, a, b):
+    """Rows of three pixels as columns, or columns as rows of three pixels."""
+    c, s = shapes[-1]
+    if a % 2:
+        return None if c % 3 else Step(lambda x: F.fold(x.flatten(2), (s, s), (1, 3), padding=(0, 1)))
+    return None if c > 8 else Step(lambda x: F.unfold(x, (1, 3), padding=(0, 1)).unflatten(2, (s, s)))
+
+
+def sample(shapes, a, b):
+    """Pixels at places that the channels choose; pooling there and back."""
+    c, s = shapes[-1]
+    if a % 2 and s % 2 == 0:
+        return Step(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2))
+    function = lambda x, m: F.grid_sample(x, m(x).permute(0, 2, 3, 1).tanh(), align_corners=False)
+    return Step(function, nn.Conv2d(c, 2, 1))
+
+
+def normed_weight(shapes, a, b):
+    m = (nn.Conv2d, nn.ConvTranspose2d)[a % 2](shapes[-1][0], 2 + a % 5, 1)
+    return Step(lambda x, m: m(x), nn.utils.parametrizations.weight_norm(m, dim=(0, 1, None)[b % 3]))
+
+
 STEPS = {
     f.__name__: f
     for f in (conv, depthwise, grouped, transposed, linear, batch_norm, norm, activation, scale, binary, gate, cat,
-              parts, pool, pixels, shuffle, pad, positions, attention)
+              parts, pool, pixels, shuffle, pad, positions, attention,
+              recurrent, patches, sample, normed_weight)
 }  # fmt: skip
