@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -67,6 +68,7 @@ def search(
     out: str | Path | None = None,
     force: bool = False,
     freeze: Sequence[str] = (),
+    branches: bool = True,
     seed: int = 0,
     threads: int | None = None,
     store: str | Path | None = None,
@@ -89,6 +91,7 @@ def search(
     finetune : epochs of training after pruning. compile : also compile (into ``out``) and time both networks.
     out : the run's folder; None to write nothing. One that holds a finished run: UsageError unless ``force``.
     freeze : patterns of modules or parameters that are not pruned.
+    branches : whether residual branches may go as a whole.
     store : file of the measurement store; None for the one in the user's cache folder.
 
     Raises
@@ -96,7 +99,7 @@ def search(
     HwpruneError or one of its subclasses, always with one sentence: UsageError for bad arguments (BudgetError names what
     is reachable), TraceError, ProofError and so on.
     """
-    settings = _settings(latency, memory, size, strategy)
+    settings = replace(_settings(latency, memory, size, strategy), branches=branches)
     profile = load_target(target, threads)
     criterion = _criterion(importance, data)
     if finetune and data is None:
@@ -115,7 +118,7 @@ def search(
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
     with clock.step("search"), Costing(profile, store, progress) as cost:
         learner = cost if cost.measurable else None
-        view = NetworkView(network, graph)
+        view = NetworkView(network, graph, lambda smaller: lower(smaller, profile))
 
         def lowered(widths: Mapping[str, int]) -> Network:
             kept = {g: top_units(scores[g], k) for g, k in widths.items()}
@@ -128,7 +131,7 @@ def search(
         proof = prove(model, pruned, graph, {c.group: c.kept for c in plan.choices}, seed=seed)
     options = {
         "target": target, "latency": latency, "memory": memory, "size": size, "importance": criterion.name,
-        "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze), "seed": seed,
+        "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze), "branches": branches, "seed": seed,
         "threads": threads, "store": str(store) if store else None,
     }  # fmt: skip
     record = _record(

@@ -7,6 +7,7 @@ import typer
 
 from hwprune.cli_options import (
     MODEL_HELP,
+    Branches,
     Data,
     Debug,
     Freeze,
@@ -65,6 +66,7 @@ def search(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished run in --out.")] = False,
     freeze: Freeze = None,
+    branches: Branches = True,
     seed: Seed = 0,
     threads: Threads = None,
     store: Store = None,
@@ -112,6 +114,7 @@ def search(
             out=out or api.default_out(model, target),
             force=force,
             freeze=tuple(freeze or ()),
+            branches=branches,
             seed=seed,
             threads=threads,
             store=store,

@@ -50,6 +50,9 @@ Freeze = Annotated[
         "--freeze", metavar="PATTERN", help="Do not prune modules whose name matches (shell pattern); may be repeated."
     ),
 ]
+Branches = Annotated[
+    bool, typer.Option("--branches/--no-branches", help="Whether residual branches may go as a whole.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads; default: the target's.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
 Store = Annotated[

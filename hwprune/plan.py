@@ -23,7 +23,8 @@ class _Frozen(BaseModel):
 
 
 class GroupChoice(_Frozen):
-    """What is kept of one pruning group: ``kept`` are sorted unit indices in ``range(width)``."""
+    """What is kept of one pruning group: ``kept`` are sorted unit indices in ``range(width)``. None are kept of a
+    residual branch that goes as a whole, and of the groups inside of it."""
 
     group: str
     width: int = Field(gt=0)
@@ -32,7 +33,7 @@ class GroupChoice(_Frozen):
     @model_validator(mode="after")
     def _indices(self) -> "GroupChoice":
         if not self.kept:
-            raise ValueError(f"group {self.group!r} keeps no unit; at least one must stay")
+            return self  # a residual branch that goes; the graph knows whether it may
         if list(self.kept) != sorted(set(self.kept)):
             raise ValueError(f"group {self.group!r}: `kept` must be sorted and without repeats")
         if self.kept[0] < 0 or self.kept[-1] >= self.width:

@@ -1,8 +1,8 @@
 """Check that a pruned network computes what the dense one computes without the removed units.
 
 Without them means: the slices of all parameters that read a removed unit are taken as zero, a product of two
-activations reads the removed positions of its operands as zero, and normalizations over a pruned axis take their
-statistics over what is kept. Both networks run in float64 on copies, so that the comparison has nothing to do with
+activations reads the removed positions of its operands as zero, normalizations over a pruned axis take
+their statistics over what is kept, and an addition whose branch is gone gives its shortcut. Both networks run in float64 on copies, so that the comparison has nothing to do with
 rounding, in eval mode, so that BatchNorm and dropout are plain functions.
 
 The dense side interprets the exported graph, one operator at a time.
@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from hwprune.copying import copied
 from hwprune.errors import ProofError, UsageError
-from hwprune.graph.channels import ChannelGraph
+from hwprune.graph.channels import ChannelGraph, widths_of
 from hwprune.graph.rules import aten, overloads
 from hwprune.graph.rules.compare import COMPARED
 from hwprune.graph.rules.reduce import OVER_KEPT, named_axes
@@ -173,11 +173,18 @@ class _Dense(_Double):
     def __init__(self, module: fx.GraphModule, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> None:
         super().__init__(module)
         self._graph, self._kept = graph, kept
+        self._gone = graph.gone(widths_of(kept))
+        removed = graph.removed(widths_of(kept))
+        self._shortcut = {block.addition: graph.traced.nodes[block.shortcut] for block in removed}
         self.extra_traceback = False
 
     def run_node(self, node: fx.Node) -> Any:
         if node.target is aten._assert_tensor_metadata.default:
             return None  # it asks for the dtype that the network was traced with
+        if node.op == "call_function" and node.name in self._gone:
+            return None  # the addition that would read it does not
+        if node.name in self._shortcut:
+            return self.env[self._shortcut[node.name]]
         if node.op == "call_function" and node.target in _STATISTICS:
             axes = {
                 dim: positions

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hwprune.bypass import bypass
 from hwprune.copying import compute_weights, copied
 from hwprune.errors import PlanError
-from hwprune.graph.channels import ChannelGraph
+from hwprune.graph.channels import ChannelGraph, widths_of
 from hwprune.graph.resize import resized_graph
 from hwprune.graph.rules.shape import blocks
 from hwprune.graph.trace import evaluating
@@ -42,7 +43,8 @@ def prune(
     Parameters
     ----------
     module : the traced network, or one with the same parameters by name and shape. It is not changed.
-    kept : group id -> units that stay; absent groups stay whole.
+    kept : group id -> units that stay; absent groups stay whole. A residual branch goes with all of its groups: none of
+        them keeps a unit.
 
     Returns
     -------
@@ -60,8 +62,11 @@ def prune(
     slice_tensors(pruned, positions)
     compute_weights(pruned)
     rewrites = list(_rewrite_attributes(pruned, module))
-    failure = _failure(pruned, graph)
-    if failure is not None:
+    removed = graph.removed(widths_of(kept))
+    bypassed, failure = bypass(pruned, graph, removed)
+    rewrites += [Rewrite(*row) for row in bypassed]
+    failure = failure or _failure(pruned, graph)
+    if failure is not None and not removed:
         rewrites += list(_rewrite_sizes(pruned, graph, kept))
         failure = _failure(pruned, graph)
     failure = failure or _difference(pruned, module, graph, kept, positions)
@@ -218,9 +223,12 @@ def _mapped(value: Any, sizes: Mapping[int, int]) -> Any:
 
 def _changed_sizes(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, int]]:
     """Module path -> old size -> new size, where they are unambiguous, over the values computed in it."""
-    dense, small = graph.shapes({}), graph.shapes({g: len(units) for g, units in kept.items()})
+    dense, small = graph.shapes({}), graph.shapes(widths_of(kept))
     found: dict[str, dict[int, set[int]]] = {}
+    gone = graph.gone(widths_of(kept))
     for node in graph.traced.graph.nodes:
+        if node.name in gone:
+            continue
         if node.op != "call_function" or not hasattr(node.meta.get("val"), "shape"):
             continue
         sizes = found.setdefault(graph.traced.source(node).module, {})
@@ -263,7 +271,8 @@ def _difference(pruned: nn.Module, module: nn.Module, graph: ChannelGraph, kept,
     """Where the pruned module runs but computes something else than the pruned graph: its forward derives a number
     from a size (the scale of attention, equal halves). None where the two agree or no operator could tell them apart.
     """
-    at = _size_dependent(graph, kept)
+    gone = graph.gone(widths_of(kept))
+    at = next(iter(graph.traced.graph.nodes)) if gone else _size_dependent(graph, kept)
     if at is None:
         return None
     reference = resized_graph(module, graph, kept, free_batch=False)
@@ -274,6 +283,8 @@ def _difference(pruned: nn.Module, module: nn.Module, graph: ChannelGraph, kept,
             same = bool(((got - expected).abs() <= allowed).all())
         else:
             same = torch.equal(got, expected)
+        if not same and gone:
+            return "forward: computes something else once branches are gone"
         if not same:
             source = graph.traced.source(at)
             return f"{source.file}:{source.line} `{source.text}`: depends on the size of what is pruned"
@@ -287,7 +298,7 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "view_copy")
 
 def _size_dependent(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> fx.Node | None:
     """The first operator that cuts a pruned axis into parts or factors, or sums over one between activations."""
-    new, old = graph.shapes({g: len(units) for g, units in kept.items()}), graph.shapes({})
+    new, old = graph.shapes(widths_of(kept)), graph.shapes({})
     for node in graph.traced.graph.nodes:
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
         if node.op != "call_function" or name not in (*_PARTS, *_PRODUCTS, *_RESHAPES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, Sequence
 
 import networkx
 import numpy as np
@@ -17,7 +17,10 @@ from hwprune.errors import PlanError, UsageError
 from hwprune.graph.atoms import Reason
 from hwprune.graph.trace import Traced
 
-__all__ = ["AxisSlice", "ChannelGraph", "FrozenAxis", "Group", "Reason", "Terms", "analyze"]
+if TYPE_CHECKING:
+    from hwprune.graph.blocks import Block
+
+__all__ = ["AxisSlice", "ChannelGraph", "FrozenAxis", "Group", "Reason", "Terms", "analyze", "widths_of"]
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,42 @@ class ChannelGraph:
         groups: tuple[Group, ...],
         frozen: tuple[FrozenAxis, ...],
         axes: Mapping[tuple[str, int], Terms],
+        blocks: tuple[Block, ...] = (),
     ) -> None:
         self.traced = traced
         self.groups = groups
         self.frozen = frozen
+        self.blocks = blocks
         self._axes = dict(axes)
-        self._by_id = {g.id: g for g in groups}
+        self._by_id = {g.id: g for g in self.choices}
+        self._block_of = {name: block for block in blocks for name in (block.id, *block.inner)}
         self._number = {g.id: i for i, g in enumerate(groups)}
         self._shapes = {
             node.name: tuple(int(s) for s in node.meta["val"].shape)
             for node in traced.graph.nodes
             if hasattr(node.meta.get("val"), "shape")
         }
+
+    @property
+    def choices(self) -> tuple[Group, ...]:
+        """All that a plan decides on: the groups, and the residual branches that may go as a whole."""
+        return (*self.groups, *self.blocks)
+
+    def removed(self, widths: Mapping[str, int]) -> tuple[Block, ...]:
+        """The branches that go: those that keep 0 units.
+
+        Raises
+        ------
+        PlanError : a group that keeps no unit although a branch that it belongs to stays, or the other way round.
+        """
+        empty = {name for name, width in widths.items() if width == 0}
+        gone = tuple(block for block in self.blocks if block.id in empty)
+        explained = {name for block in gone for name in (block.id, *block.inner)}
+        for name in empty - explained:
+            raise PlanError(f"group {name!r} would keep no unit; at least one of its {self.group(name).width} must stay")
+        for name in explained - empty:
+            raise PlanError(f"{self._block_of[name].id!r} goes as a whole, so that {name!r} must keep no unit, too")
+        return gone
 
     def group(self, group_id: str) -> Group:
         """The group of that id; PlanError with the nearest ids otherwise."""
@@ -142,10 +169,11 @@ class ChannelGraph:
         Returns
         -------
         function of an fx node name; O(1) a call, no tensor is touched. KeyError for a node that holds no single tensor.
+        Inside of a branch that goes (its groups keep 0 units) they mean nothing.
         """
         kept = {g.id: g.width for g in self.groups}
         for group_id, width in widths.items():
-            if not 1 <= width <= self.group(group_id).width:
+            if not (width == 0 and group_id in self._block_of) and not 1 <= width <= self.group(group_id).width:
                 raise PlanError(f"group {group_id!r} has {kept[group_id]} units and cannot keep {width}")
             kept[group_id] = width
 
@@ -196,21 +224,26 @@ class ChannelGraph:
         """
         self.check(kept)
         result: dict[str, dict[int, np.ndarray]] = {}
+        gone = self.gone(widths_of(kept))
         for node_name, fqn in self.traced.targets.items():
-            for dim, size in enumerate(self._shapes.get(node_name, ())):
+            for dim, size in enumerate(() if node_name in gone else self._shapes.get(node_name, ())):
                 positions = self.positions(node_name, dim, kept)
                 if positions is not None and len(positions) < size:
                     result.setdefault(fqn, {})[dim] = positions
         return result
 
+    def gone(self, widths: Mapping[str, int]) -> frozenset[str]:
+        """Names of the nodes in the branches that go, placeholders included."""
+        return frozenset().union(*(block.branch for block in self.removed(widths)))
+
     def check(self, kept: Mapping[str, Sequence[int]]) -> None:
-        """PlanError unless every group exists and keeps at least one unit, each once and within its width."""
+        """PlanError unless every group exists and keeps units within its width, each once; none only in a branch that
+        goes as a whole."""
+        self.removed(widths_of(kept))
         for group_id, units in kept.items():
             width = self.group(group_id).width
             units = np.asarray(units)
-            if units.size == 0:
-                raise PlanError(f"group {group_id!r} would keep no unit; at least one of its {width} must stay")
-            if units.min() < 0 or units.max() >= width or len(np.unique(units)) != len(units):
+            if units.size and (units.min() < 0 or units.max() >= width or len(np.unique(units)) != len(units)):
                 raise PlanError(f"group {group_id!r} has units 0..{width - 1}, each at most once, not {units.tolist()}")
 
     def text(self) -> str:
@@ -218,6 +251,11 @@ class ChannelGraph:
         from hwprune.graph.describe import describe
 
         return describe(self)
+
+
+def widths_of(kept: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """How many units each group keeps."""
+    return {group_id: len(units) for group_id, units in kept.items()}
 
 
 def analyze(traced: Traced, freeze: Sequence[str] = ()) -> ChannelGraph:
@@ -231,6 +269,7 @@ def analyze(traced: Traced, freeze: Sequence[str] = ()) -> ChannelGraph:
     ------
     UsageError : a pattern that names nothing.
     """
+    from hwprune.graph.blocks import residual_blocks
     from hwprune.graph.gather import gather
     from hwprune.graph.propagate import freeze_by_user, propagate
 
@@ -241,4 +280,5 @@ def analyze(traced: Traced, freeze: Sequence[str] = ()) -> ChannelGraph:
         near = difflib.get_close_matches(unused[0], names, n=3)
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise UsageError(f"--freeze {unused[0]!r} names no module or parameter of the network{hint}")
-    return ChannelGraph(traced, *gather(traced, labels))
+    groups, frozen, axes = gather(traced, labels)
+    return ChannelGraph(traced, groups, frozen, axes, residual_blocks(traced, groups, freeze))

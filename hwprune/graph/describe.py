@@ -10,11 +10,14 @@ _PLACE = re.compile(r"[^ (]*/([^/ )]+):\d+")
 
 
 def describe(graph: ChannelGraph) -> str:
-    """One block a group, then the frozen axes. Source places are cut down to file names: no line numbers or folders."""
+    """One paragraph a group, then the residual branches that may go, then the frozen axes. Source places are cut down to file names: no line numbers or folders."""
     lines = []
     for group in graph.groups:
         lines.append(f"group {group.id}: {group.width} units")
         lines += _slices(group)
+    for b in graph.blocks:
+        inner = f", with {', '.join(b.inner)}" if b.inner else ""
+        lines.append(f"branch {b.id}: {b.addition} gives {b.shortcut}{inner}")
     for f in graph.frozen:
         where = _PLACE.sub(r"\1", f.where)
         lines.append(f"frozen {f.param}[{f.dim}]: {f.count} of {f.total}, {f.reason.value}: {f.detail}; {where}")

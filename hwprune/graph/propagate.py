@@ -166,7 +166,7 @@ def freeze_by_user(labels: Labels, traced: Traced, patterns: Sequence[str]) -> l
     for pattern in patterns:
         matched = False
         for node_name, target in traced.targets.items():
-            if not _matches(pattern, target):
+            if not matches(pattern, target):
                 continue
             matched = True
             value = labels.values.get(node_name)
@@ -178,7 +178,7 @@ def freeze_by_user(labels: Labels, traced: Traced, patterns: Sequence[str]) -> l
     return unused
 
 
-def _matches(pattern: str, target: str) -> bool:
+def matches(pattern: str, target: str) -> bool:
     """A pattern names a parameter, its module, or a module above it."""
     parts = target.split(".")
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))

@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from hwprune.errors import PlanError
-from hwprune.graph.channels import ChannelGraph
+from hwprune.graph.blocks import Block, cut
+from hwprune.graph.channels import ChannelGraph, widths_of
 from hwprune.graph.rules import aten, overloads
 from hwprune.graph.trace import evaluating, quiet
 
@@ -29,6 +30,10 @@ def resized_graph(module: nn.Module, graph: ChannelGraph, kept: Kept, free_batch
     with quiet():
         root, names = _graph_like(_start(module, graph, free_batch), graph)
     _adopt(root, module)
+    removed = graph.removed(widths_of(kept))
+    if removed:
+        cut(root.graph, names, removed)
+        _drop_unread(root, removed, graph)
     sizes = _Sizes(graph, kept, names)
     for node in list(root.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith("_guards"):
@@ -157,12 +162,24 @@ def _adopt(root: nn.Module, module: nn.Module) -> None:
             getattr(root.get_submodule(owner), place)[leaf] = copies[id(tensor)]
 
 
+def _drop_unread(root: fx.GraphModule, removed: Sequence[Block], graph: ChannelGraph) -> None:
+    """Drop the tensors of branches that are gone, and with a module's last parameter its counters."""
+    read = {node.target for node in root.graph.nodes if node.op == "get_attr"}
+    targets = graph.traced.targets
+    owners = {targets[n].rpartition(".")[0] for block in removed for n in block.branch if n in targets}
+    for owner in owners:
+        m = root.get_submodule(owner)
+        for tensors in (m._parameters, m._buffers):
+            for leaf in [leaf for leaf in tensors if (f"{owner}.{leaf}" if owner else leaf) not in read]:
+                del tensors[leaf]
+
+
 class _Sizes:
     """Shapes and positions of the pruned network, by node."""
 
     def __init__(self, graph: ChannelGraph, kept: Kept, names: Mapping[fx.Node, str]) -> None:
         self.graph, self.kept, self.name = graph, kept, names.__getitem__
-        self.new = graph.shapes({group: len(units) for group, units in kept.items()})
+        self.new = graph.shapes(widths_of(kept))
         self.old = graph.shapes({})
 
     def shrinks(self, node: fx.Node, dim: int) -> bool:

@@ -50,16 +50,18 @@ class Traced:
     exported : ``torch.export.export(module, example_inputs)``, not decomposed.
     example_inputs : what it was exported with; shapes are static.
     targets : placeholder node name -> fully qualified name of the parameter, buffer or constant behind it.
+    edited : a copy of the exported graph with less in it (``blocks.without``); None for the graph as it was exported.
     """
 
     module: nn.Module
     exported: torch.export.ExportedProgram
     example_inputs: tuple[torch.Tensor, ...]
     targets: dict[str, str]
+    edited: torch.fx.Graph | None = None
 
     @property
     def graph(self) -> torch.fx.Graph:
-        return self.exported.graph
+        return self.exported.graph if self.edited is None else self.edited
 
     @cached_property
     def nodes(self) -> dict[str, torch.fx.Node]:

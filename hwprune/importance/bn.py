@@ -30,10 +30,12 @@ class BatchNormScale:
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None
         }
         scores, missing = {}, []
-        for group in graph.groups:
+        for group in graph.choices:
             own = [s for s in group.params if s.name in scales]
-            if not own:
+            if not own and group in graph.groups:
                 missing.append(group.id)
+            if not own:
+                scores[group.id] = np.zeros(group.width)  # a residual branch is worth what its groups are
                 continue
             scores[group.id] = layer_adaptive(sum(per_unit(per_position(scales[s.name].abs(), s.dim), s) for s in own))
         if missing:

@@ -28,7 +28,7 @@ class Magnitude:
 
     def score(self, graph: ChannelGraph, batches=None, *, seed: int = 0) -> dict[str, np.ndarray]:
         parameters = dict(graph.traced.module.named_parameters(remove_duplicate=False))
-        return {group.id: layer_adaptive(self._of(group, parameters)) for group in graph.groups}
+        return {group.id: layer_adaptive(self._of(group, parameters)) for group in graph.choices}
 
     def _of(self, group: Group, parameters: dict) -> np.ndarray:
         own = [s for s in group.params if s.name in parameters]

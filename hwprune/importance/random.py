@@ -18,4 +18,4 @@ class Random:
     def score(self, graph: ChannelGraph, batches=None, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Layer-adaptive scores of uniform magnitudes: widths cost what they do elsewhere, only the order is random."""
         generator = np.random.default_rng(seed)
-        return {group.id: layer_adaptive(generator.uniform(0.1, 1.0, group.width)) for group in graph.groups}
+        return {group.id: layer_adaptive(generator.uniform(0.1, 1.0, group.width)) for group in graph.choices}

@@ -35,12 +35,12 @@ class Taylor:
         """
         if batches is None:
             raise UsageError("--importance taylor needs data; give --data, or use l1 or l2, which need none")
-        totals = {group.id: np.zeros(group.width) for group in graph.groups}
+        totals = {group.id: np.zeros(group.width) for group in graph.choices}
         count = 0
         with evaluating(graph.traced.module):
             for x, labels in batches:
                 products = _products(graph, x, labels)
-                for group in graph.groups:
+                for group in graph.choices:
                     totals[group.id] += np.abs(_change(group, products))
                 count += 1
         if count == 0:
@@ -56,7 +56,7 @@ def _change(group, products: dict[str, torch.Tensor]) -> np.ndarray:
 def _products(graph: ChannelGraph, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """w * dL/dw of every parameter that some group reads or makes."""
     module = graph.traced.module
-    wanted = {name for group in graph.groups for name, _ in (group.consumers or group.producers)}
+    wanted = {name for group in graph.choices for name, _ in (group.consumers or group.producers)}
     leaves: dict[int, torch.Tensor] = {}
     named = {}
     for name, p in module.named_parameters(remove_duplicate=False):

@@ -93,7 +93,7 @@ class Search:
     def figures(self, widths: Widths) -> NetworkFigures:
         """Exact figures of the network with ``widths``, under what the cost model knows now."""
         workloads = self.view.workloads(widths)
-        shapes, network = self.view.graph.shapes(widths), self.view.network
+        shapes, network = self.view.graph.shapes(widths), self.view.at(widths).network
         return NetworkFigures(
             network_estimate(self.model, workloads), sum(w.macs for w in workloads),
             network.weight_bytes(shapes), network.memory(shapes).peak_bytes,
@@ -155,7 +155,7 @@ class Search:
         self.groups, most = tuple(full), self.settings.candidates
         while True:
             found = candidate_widths(self.view, full, self.prior or self.model, most=most, min_share=min_share)
-            self.widths = tuple(found[g] for g in self.groups)
+            self.widths = tuple(self._may_go(g, found[g]) for g in self.groups)
             self._grids: list[CallGrid] = grids(self.view, self.groups, self.widths)
             products = Problem(self.groups, self.widths, (), self._limits({}, False)).products
             if products <= _MOST_PRODUCTS or most <= 4:
@@ -164,9 +164,18 @@ class Search:
             self.progress.say(f"the search space is large ({products} pairs of widths): at most {most} widths a group")
         self.value = tuple(importance_kept(self.scores[g], w) for g, w in zip(self.groups, self.widths))
         self.total = sum(float(np.sum(s)) for s in self.scores.values())
+        number = {g: n for n, g in enumerate(self.groups)}
+        blocks = self.view.graph.blocks if self.settings.branches else ()
+        self._ties = tuple(tuple(number[g] for g in (b.id, *b.inner)) for b in blocks)
+
+    def _may_go(self, group: str, widths: np.ndarray) -> np.ndarray:
+        """The candidates of a group, and none of its units where it may go with a residual branch."""
+        blocks = self.view.graph.blocks if self.settings.branches else ()
+        goes = any(group in (block.id, *block.inner) for block in blocks)
+        return np.concatenate([[0], widths]) if goes else widths
 
     def _problem(self, tight: Mapping[str, float], pessimistic: bool = False) -> Problem:
-        return Problem(self.groups, self.widths, self.value, self._limits(tight, pessimistic))
+        return Problem(self.groups, self.widths, self.value, self._limits(tight, pessimistic), self._ties)
 
     def _limits(self, tight: Mapping[str, float], pessimistic: bool) -> tuple[Limit, ...]:
         """Latency always takes part, for the frontier; without a budget its limit is what the dense network takes."""
@@ -196,7 +205,8 @@ class Search:
         if self.learn is None:
             return
         for share in _PROBED_SHARES:
-            nearest = {g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in zip(self.groups, self.widths)}
+            kept = {g: w[w > 0] for g, w in zip(self.groups, self.widths)}
+            nearest = {g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in kept.items()}
             self._know(self.view.workloads(nearest))
 
     # -- solving

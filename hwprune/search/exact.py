@@ -93,7 +93,7 @@ class _Program:
         return tuple(int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:]))
 
     def _links(self) -> LinearConstraint:
-        """One width a group, and the marginals of every pair."""
+        """One width a group, the marginals of every pair, and what goes together."""
         rows, columns, entries, row = [], [], [], 0
         right = []
         for g, size in enumerate(self.sizes):
@@ -113,6 +113,13 @@ class _Program:
                     entries += [1.0] * len(line) + [-1.0]
                     right.append(0.0)
                     row += 1
+        for first, *others in self.problem.ties:
+            for other in others:
+                rows += [row, row]
+                columns += [self.starts[first], self.starts[other]]
+                entries += [1.0, -1.0]
+                right.append(0.0)
+                row += 1
         matrix = sparse.csr_array((entries, (rows, columns)), shape=(row, self.columns))
         return LinearConstraint(matrix, right, right)
 

@@ -51,41 +51,55 @@ def _test(problem: Problem, allowed: Allowed | None) -> Allowed:
 
 
 def _descend(problem: Problem, fits: Allowed) -> Choice:
-    choice = list(problem.dense)
+    choice = problem.dense
     own = [[limit.terms.only(g) for limit in problem.limits] for g in range(len(choice))]
-    while not fits(tuple(choice)):
+    while not fits(choice):
         step = _best_step(problem, choice, own)
         if step is None:
             raise Infeasible("the smallest network allowed by the candidate widths exceeds the limits")
-        group, candidate = step
-        choice[group] = candidate
-    return tuple(choice)
+        choice = problem.moved(choice, *step)
+    return choice
 
 
-def _best_step(problem: Problem, choice: list[int], own) -> tuple[int, int] | None:
+def _best_step(problem: Problem, choice: Choice, own) -> tuple[int, int] | None:
     """The narrowing (group, candidate) with the least importance lost for each unit of excess removed."""
     excess = np.array([limit.terms.at(choice) / limit.most - 1 for limit in problem.limits])
     # All limits hold in the problem's own terms: the stricter test wants a little more of everything.
     weights = np.where(excess > 0, 1.0, 0.0) if (excess > 0).any() else np.ones(len(excess))
+    tied = {g for tie in problem.ties for g in tie}
     best, best_ratio = None, np.inf
     for group, at in enumerate(choice):
-        if at == 0:
+        least = 1 if group in tied else 0  # what goes together is looked at below
+        if at <= least:
             continue
-        saved = np.zeros(at)
+        saved = np.zeros(at - least)
         for weight, over, limit, terms in zip(weights, excess, problem.limits, own[group]):
             if weight:
                 along = terms.along(group, choice, len(problem.widths[group]))
-                saving = (along[at] - along[:at]) / limit.most
-                saved += np.minimum(saving, over) if over > 0 else saving  # more than is needed is worth nothing
-        lost = problem.value[group][at] - problem.value[group][:at]
+                saved += _worth((along[at] - along[least:at]) / limit.most, over)
+        lost = problem.value[group][at] - problem.value[group][least:at]
         ratio = np.where(saved > _ENOUGH, lost / np.maximum(saved, _ENOUGH), np.inf)
         candidate = int(np.argmin(ratio))
         if ratio[candidate] < best_ratio:
-            best, best_ratio = (group, candidate), ratio[candidate]
+            best, best_ratio = (group, least + candidate), ratio[candidate]
+    for group, *_ in (tie for tie in problem.ties if choice[tie[0]] > 0):
+        without = problem.moved(choice, group, 0)
+        saved = sum(
+            weight * _worth(over + 1 - limit.terms.at(without) / limit.most, over)
+            for weight, over, limit in zip(weights, excess, problem.limits)
+        )
+        lost = problem.value_of(choice) - problem.value_of(without)
+        if saved > _ENOUGH and lost / saved < best_ratio:
+            best, best_ratio = (group, 0), lost / saved
     return best or _any_narrower(choice)
 
 
-def _any_narrower(choice: list[int]) -> tuple[int, int] | None:
+def _worth(saving, over: float):
+    """More than is needed is worth nothing."""
+    return np.minimum(saving, over) if over > 0 else saving
+
+
+def _any_narrower(choice: Choice) -> tuple[int, int] | None:
     """No single step helps (a plateau): narrow the widest group by one candidate and look again."""
     group = int(np.argmax(choice)) if choice else 0
     return (group, choice[group] - 1) if choice and choice[group] > 0 else None
@@ -104,25 +118,18 @@ def _improve(problem: Problem, choice: Choice, fits: Allowed, deadline: float) -
 
 def _widen(problem: Problem, choice: Choice, fits: Allowed) -> Choice:
     while True:
-        gains = [
-            (problem.value[g][j + 1] - problem.value[g][j], g)
-            for g, j in enumerate(choice)
-            if j + 1 < len(problem.widths[g])
-        ]
-        for _, group in sorted(gains, reverse=True):
-            wider = _with(choice, group, choice[group] + 1)
-            if fits(wider):
-                choice = wider
-                break
-        else:
+        wider = [problem.moved(choice, g, j + 1) for g, j in enumerate(choice) if j + 1 < len(problem.widths[g])]
+        best = next((c for c in sorted(wider, key=problem.value_of, reverse=True) if fits(c)), None)
+        if best is None:
             return choice
+        choice = best
 
 
 def _exchange(problem: Problem, choice: Choice, fits: Allowed, deadline: float) -> Choice:
     for up in range(len(choice)):
         for to in range(choice[up] + 1, len(problem.widths[up])):
-            wider = _with(choice, up, to)
-            gain = problem.value[up][to] - problem.value[up][choice[up]]
+            wider = problem.moved(choice, up, to)
+            gain = problem.value_of(wider) - problem.value_of(choice)
             traded = _pay(problem, wider, up, gain, fits)
             if traded is not None:
                 choice = traded
@@ -138,17 +145,12 @@ def _pay(problem: Problem, wider: Choice, up: int, gain: float, fits: Allowed) -
     for down in range(len(wider)):
         if down == up:
             continue
-        value = problem.value[down]
         for to in range(wider[down] - 1, -1, -1):
-            cost = value[wider[down]] - value[to]
+            narrower = problem.moved(wider, down, to)
+            cost = problem.value_of(wider) - problem.value_of(narrower)
             if cost >= least:
                 break
-            narrower = _with(wider, down, to)
-            if fits(narrower):
+            if narrower[up] == wider[up] and fits(narrower):
                 best, least = narrower, cost
                 break
     return best
-
-
-def _with(choice: Choice, group: int, candidate: int) -> Choice:
-    return choice[:group] + (candidate,) + choice[group + 1 :]

@@ -33,6 +33,7 @@ class Settings:
     min_shares : the narrowest candidate keeps the first of these shares of its units; the next ones are tried if that
         does not meet the budgets. Scores are first-order: they do not see how much the last few channels of a layer
         carry. ResNet-56 on CIFAR-10 at 0.7x, l2, before training: 48 % right with 0.3, 19 % with 0.1.
+    branches : whether residual branches may go as a whole.
     rounds : of solving and measuring. frontier_points : latency limits that are swept.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     strategy: str = "exact"
     candidates: int = 16
     min_shares: tuple[float, ...] = (0.3, 0.1)
+    branches: bool = True
     gap: float = 1e-3
     rounds: int = 6
     frontier_points: int = 12

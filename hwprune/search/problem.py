@@ -8,6 +8,7 @@ a layer's latency depends on the widths of the groups at its input and at its ou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -63,12 +64,14 @@ class Problem:
 
     groups : ids. widths : int64 [candidates], ascending, the last one is the dense width.
     value : float64 [candidates], importance kept at each candidate width, ascending.
+    ties : groups whose first candidate is to keep nothing, and which keep nothing together: those of a residual branch.
     """
 
     groups: tuple[str, ...]
     widths: tuple[np.ndarray, ...]
     value: tuple[np.ndarray, ...]
     limits: tuple[Limit, ...]
+    ties: tuple[tuple[int, ...], ...] = ()
 
     @property
     def dense(self) -> Choice:
@@ -95,7 +98,23 @@ class Problem:
         return sum(max(0.0, limit.terms.at(choice) / limit.most - 1) for limit in self.limits)
 
     def allows(self, choice: Choice, tolerance: float = 1e-9) -> bool:
-        return self.excess(choice) <= tolerance
+        return self.excess(choice) <= tolerance and self.is_tied(choice)
+
+    def is_tied(self, choice: Choice) -> bool:
+        return all(len({choice[g] == 0 for g in tie}) == 1 for tie in self.ties)
+
+    def moved(self, choice: Choice, group: int, candidate: int) -> Choice:
+        """``choice`` with another candidate for ``group``; what goes or stays with it follows, as narrow as it can be."""
+        changed = list(choice)
+        changed[group] = candidate
+        for other in self._tied_to.get(group, ()):
+            if (changed[other] == 0) != (candidate == 0):
+                changed[other] = 0 if candidate == 0 else 1
+        return tuple(changed)
+
+    @cached_property
+    def _tied_to(self) -> dict[int, tuple[int, ...]]:
+        return {g: tie for tie in self.ties for g in tie}
 
     def with_most(self, name: str, most: float) -> "Problem":
         """The same problem with another limit on the resource called ``name``."""

@@ -16,10 +16,12 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hwprune.compile.lower import Network
+from hwprune.compile.lower import Call, Network
 from hwprune.compile.memory import Step, aligned, lifetimes
 from hwprune.cost.base import CostModel
+from hwprune.graph.blocks import Block, without
 from hwprune.graph.channels import ChannelGraph
+from hwprune.graph.trace import Traced
 from hwprune.search.problem import Terms
 from hwprune.workload import TensorSpec, Workload
 
@@ -30,28 +32,55 @@ _NEGLIGIBLE = 0.005
 
 
 class NetworkView:
-    """A lowered network as the search sees it: the workloads of its calls as a function of the groups' widths."""
+    """A lowered network as the search sees it: the workloads of its calls as a function of the groups' widths.
 
-    def __init__(self, network: Network, graph: ChannelGraph):
-        self.network, self.graph = network, graph
-        self.depends = [self._groups_of(call.reads) for call in network.calls]
-        self._cache: dict[tuple, Workload] = {}
+    depends : by call, the groups on which its workload depends; a call in a residual branch without groups of its own
+        depends on the branch itself.
+    """
 
-    def _groups_of(self, nodes: Sequence[str]) -> tuple[str, ...]:
-        """Groups on which the shape of any of ``nodes`` depends, in the order in which they are met."""
+    def __init__(self, network: Network, graph: ChannelGraph, lower: Callable[[Traced], Network] | None = None):
+        """lower : fuses a network with fewer branches as ``network`` was; needed where branches may go."""
+        self.network, self.graph, self._lower = network, graph, lower
+        self._branch = [self._branch_of(call) for call in network.calls]
+        self.depends = [self._groups_of(call, branch) for call, branch in zip(network.calls, self._branch)]
+        self._cache: dict[tuple, Workload | None] = {}
+        self._without: dict[tuple[str, ...], NetworkView] = {}
+
+    def _branch_of(self, call: Call) -> Block | None:
+        """The branch that a call goes with: the one that its first operator lies in."""
+        first = call.nodes[0].name if call.nodes else None
+        return next((block for block in self.graph.blocks if first in block.branch), None)
+
+    def _groups_of(self, call: Call, branch: Block | None) -> tuple[str, ...]:
+        """Groups on which the shape of any node that it reads depends, in the order in which they are met."""
         shape = self.graph.traced.shape
-        met = (g for n in nodes for dim in range(len(shape(n))) for g, _ in self.graph.terms(n, dim)[1])
-        return tuple(dict.fromkeys(met))
+        met = [g for n in call.reads for dim in range(len(shape(n))) for g, _ in self.graph.terms(n, dim)[1]]
+        alone = branch is not None and not set(branch.inner) & set(met)
+        return tuple(dict.fromkeys([*met, branch.id] if alone else met))
 
-    def workload(self, index: int, widths: Widths) -> Workload:
-        """What call ``index`` computes when each group keeps ``widths[group]`` units (all, where it is not named)."""
+    def workload(self, index: int, widths: Widths) -> Workload | None:
+        """What call ``index`` computes when each group keeps ``widths[group]`` units (all, where it is not named);
+        None where it goes with its branch."""
+        branch = self._branch[index]
+        if branch is not None and not all(widths.get(name, 1) for name in (branch.id, *branch.inner)):
+            return None
         key = (index, *(widths.get(g) for g in self.depends[index]))
         if key not in self._cache:
             self._cache[key] = self.network.calls[index].workload(self.graph.shapes(widths))
         return self._cache[key]
 
+    def at(self, widths: Widths) -> "NetworkView":
+        """The view of the network without the branches that go."""
+        removed = self.graph.removed(widths)
+        key = tuple(block.id for block in removed)
+        if key and key not in self._without:
+            self._without[key] = NetworkView(self._lower(without(self.graph.traced, removed)), self.graph)
+        return self._without[key] if key else self
+
     def workloads(self, widths: Widths) -> list[Workload]:
-        return [self.workload(i, widths) for i in range(len(self.depends))]
+        """Of all calls, as the network with these widths is fused: without a branch, what read it may be fused anew."""
+        view = self.at(widths)
+        return [view.workload(i, widths) for i in range(len(view.depends))]
 
     def calls_of(self, group: str) -> list[int]:
         return [i for i, groups in enumerate(self.depends) if group in groups]
@@ -61,9 +90,8 @@ class NetworkView:
 
         No placement can have a lower peak than the largest of them; the compiler's own may have a higher one.
         """
-        made = {
-            call.name: aligned(self.workload(i, widths).output.size_bytes) for i, call in enumerate(self.network.calls)
-        }
+        workloads = {call.name: self.workload(i, widths) for i, call in enumerate(self.network.calls)}
+        made = {name: aligned(w.output.size_bytes) if w is not None else 0 for name, w in workloads.items()}
         outside = {*self.network.inputs, *self.network.outputs}
         live = np.zeros(len(made), dtype=np.int64)
         for name, (first, last) in self._lifetimes.items():
@@ -83,15 +111,16 @@ class NetworkView:
 
 @dataclass(frozen=True)
 class CallGrid:
-    """The workloads of one call around the dense one; group numbers as in ``Problem``."""
+    """The workloads of one call around the dense one; group numbers as in ``Problem``. None where the call is gone."""
 
     dense: Workload
-    unary: dict[int, list[Workload]]
-    pair: dict[tuple[int, int], list[list[Workload]]]
+    unary: dict[int, list[Workload | None]]
+    pair: dict[tuple[int, int], list[list[Workload | None]]]
 
     def all(self) -> list[Workload]:
         flat = [w for row in self.unary.values() for w in row]
-        return [self.dense, *flat, *(w for grid in self.pair.values() for row in grid for w in row)]
+        flat += [w for grid in self.pair.values() for row in grid for w in row]
+        return [self.dense, *(w for w in flat if w is not None)]
 
 
 def grids(view: NetworkView, groups: Sequence[str], widths: Sequence[np.ndarray]) -> list[CallGrid]:
@@ -106,7 +135,7 @@ def grids(view: NetworkView, groups: Sequence[str], widths: Sequence[np.ndarray]
 def _grid(
     view: NetworkView, call: int, moving: list[int], groups: Sequence[str], widths: Sequence[np.ndarray]
 ) -> CallGrid:
-    def workload(*pairs: tuple[int, int]) -> Workload:
+    def workload(*pairs: tuple[int, int]) -> Workload | None:
         return view.workload(call, {groups[g]: int(w) for g, w in pairs})
 
     dense = workload()
@@ -120,9 +149,9 @@ def _grid(
     return CallGrid(dense, unary, pair)
 
 
-def _interact(dense: Workload, first: Workload, second: Workload, both: Workload) -> bool:
+def _interact(dense: Workload, first: Workload | None, second: Workload | None, both: Workload | None) -> bool:
     """Whether moving two groups together changes arithmetic or traffic by other than the sum of moving each."""
-    for size in (lambda w: w.macs, lambda w: w.bytes_moved):
+    for size in (lambda w: w.macs if w else 0, lambda w: w.bytes_moved if w else 0):
         joint = size(both) - size(first) - size(second) + size(dense)
         if abs(joint) > _NEGLIGIBLE * max(size(dense), 1):
             return True
@@ -130,17 +159,21 @@ def _interact(dense: Workload, first: Workload, second: Workload, both: Workload
 
 
 def terms(call_grids: Sequence[CallGrid], cost: Callable[[Workload], float], constant: float = 0.0) -> Terms:
-    """The sum over all calls of ``cost`` of their workloads, plus ``constant``."""
+    """The sum over all calls of ``cost`` of their workloads, plus ``constant``. A call that is gone costs nothing."""
+
+    def of(workload: Workload | None) -> float:
+        return cost(workload) if workload is not None else 0.0
+
     unary: dict[int, np.ndarray] = {}
     pair: dict[tuple[int, int], np.ndarray] = {}
     for grid in call_grids:
-        base = cost(grid.dense)
+        base = of(grid.dense)
         constant += base
-        moved = {g: np.array([cost(w) for w in row]) - base for g, row in grid.unary.items()}
+        moved = {g: np.array([of(w) for w in row]) - base for g, row in grid.unary.items()}
         for g, change in moved.items():
             unary[g] = unary.get(g, 0.0) + change
         for (g, h), rows in grid.pair.items():
-            joint = np.array([[cost(w) for w in row] for row in rows]) - base - moved[g][:, None] - moved[h][None, :]
+            joint = np.array([[of(w) for w in row] for row in rows]) - base - moved[g][:, None] - moved[h][None, :]
             if np.any(joint):
                 pair[g, h] = pair.get((g, h), 0.0) + joint
     return Terms(constant, unary, pair)
@@ -155,9 +188,8 @@ def latency_terms(call_grids: Sequence[CallGrid], model: CostModel, *, pessimist
     cost = {}
     for workload, estimate in zip(distinct, model.predict(distinct)):
         guarded = pessimistic and estimate.provenance != "measured"
-        cost[workload.key] = estimate.high_us if guarded else estimate.latency_us
-    fixed = model.network_overhead_us + model.kernel_overhead_us * len(call_grids)
-    return terms(call_grids, lambda w: cost[w.key], fixed)
+        cost[workload.key] = model.kernel_overhead_us + (estimate.high_us if guarded else estimate.latency_us)
+    return terms(call_grids, lambda w: cost[w.key], model.network_overhead_us)
 
 
 def size_terms(call_grids: Sequence[CallGrid], constant: float = 0.0) -> Terms:

@@ -23,12 +23,15 @@ class Graph:
 
     def __init__(self, widths: dict[str, int]):
         self.groups = tuple(SimpleNamespace(id=g, width=w) for g, w in widths.items())
-        self.full = dict(widths)
+        self.full, self.blocks = dict(widths), ()
         self.traced = SimpleNamespace(shape=lambda node: (1, 3 if node == "input" else self.full[node], SIDE, SIDE))
 
     def shapes(self, widths):
         kept = {**self.full, **widths}
         return lambda node: (1, 3 if node == "input" else kept[node], SIDE, SIDE)
+
+    def removed(self, widths):
+        return ()
 
     def terms(self, node, dim):
         return (0, ((node, 1),)) if dim == 1 and node in self.full else (self.traced.shape(node)[dim], ())
@@ -39,6 +42,7 @@ class Call:
     name: str
     reads: tuple[str, ...]  # its inputs, then itself
     bindings: tuple[str, ...] = field(default=())
+    nodes = ()
 
     def workload(self, shapes) -> Workload:
         *inputs, own = self.reads

@@ -76,8 +76,8 @@ def test_scores_are_finite_non_negative_and_complete(name, net):
     data = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))]
     before = {k: v.clone() for k, v in module.state_dict().items()}
     scores = CRITERIA[name].score(graph, data)
-    assert list(scores) == [g.id for g in graph.groups]
-    for g in graph.groups:
+    assert list(scores) == [g.id for g in graph.choices]
+    for g in graph.choices:
         assert scores[g.id].shape == (g.width,) and scores[g.id].dtype == np.float64
         assert np.isfinite(scores[g.id]).all() and (scores[g.id] >= 0).all() and scores[g.id].max() > 0
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())

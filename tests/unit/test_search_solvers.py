@@ -36,6 +36,40 @@ def random_problem(seed: int, groups: int = 4, limits: int = 1) -> Problem:
     return Problem(tuple(f"g{i}" for i in range(groups)), widths, value, tuple(made))
 
 
+def tied_problem(seed: int, groups: int = 5) -> Problem:
+    """Some of the groups may keep nothing: two of them together, another one alone, and then they cost nothing."""
+    problem = random_problem(seed, groups)
+    ties = ((0, 1), (3,))
+    widths, value = list(problem.widths), list(problem.value)
+    for g in (0, 1, 3):
+        widths[g], value[g] = np.append(0, widths[g]), np.append(0.0, value[g])
+    (limit,) = problem.limits
+
+    def grown(table: np.ndarray, pair: tuple[int, ...]) -> np.ndarray:
+        return np.pad(table, [(1, 0) if g in (0, 1, 3) else (0, 0) for g in pair])
+
+    unary = {g: grown(t, (g,)) for g, t in limit.terms.unary.items()}
+    pair = {key: grown(t, key) for key, t in limit.terms.pair.items()}
+    limit = Limit(limit.name, Terms(limit.terms.constant, unary, pair), limit.most, limit.unit)
+    return Problem(problem.groups, tuple(widths), tuple(value), (limit,), ties)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_what_keeps_nothing_keeps_nothing_together(seed):
+    problem = tied_problem(seed)
+    best = brute_force(problem)
+    if best is None:
+        with pytest.raises(Infeasible):
+            exact.solve(problem)
+        return
+    solution = exact.solve(problem, gap=0.0)
+    assert problem.allows(solution.choice, tolerance=1e-5)
+    assert solution.value == pytest.approx(best, rel=1e-6)
+    near = greedy.solve(problem)
+    assert problem.allows(near.choice) and near.value <= best * (1 + 1e-9) and near.value >= 0.5 * best
+
+
 def brute_force(problem: Problem) -> float | None:
     choices = itertools.product(*(range(len(w)) for w in problem.widths))
     return max((problem.value_of(c) for c in choices if problem.allows(c)), default=None)
