@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hwprune.plan import Figure
-    from hwprune.results import AxisRow, BenchRow, InspectReport, ResultRow
+    from hwprune.results import AxisRow, BenchRow, BranchRow, GroupRow, InspectReport, ResultRow
 
 
 def result_table(rows: Sequence["ResultRow"]) -> "Table":
@@ -100,6 +100,8 @@ def inspect_tables(report: "InspectReport") -> list["Table | str"]:
         shown.append(_group_table(report))
     else:
         shown.append("no channel of this network can be pruned")
+    if report.branches:
+        shown.append(_branch_table(report))
     frozen = [(f.param, f"{f.dim}", f"{f.count} of {f.total}", f.reason, f.detail, f.where) for f in report.frozen]
     if frozen:
         shown.append(
@@ -128,17 +130,31 @@ def _inspect_head(report: "InspectReport") -> Iterator[str]:
 
 def _group_table(report: "InspectReport") -> "Table":
     columns = {"group": [g.id for g in report.groups], "units": [str(g.width) for g in report.groups]}
-    if report.macs is not None:
-        columns["MACs"] = [_share(g.macs_share) for g in report.groups]
-    if report.latency_us is not None:
-        shares = [g.latency_share for g in report.groups]
-        columns[f"latency, {report.latency_us.provenance}"] = [_share(s and s.value) for s in shares]
+    columns |= _share_columns(report, report.groups)
     figures = list(columns)[1:]
     columns["made by"] = [_modules(g.producers) for g in report.groups]
     columns["read by"] = [_modules(g.consumers) for g in report.groups]
     overlap = ", and the shares of the kernels that depend on each: they overlap" if len(figures) > 1 else ""
     count = "1 group" if len(report.groups) == 1 else f"{len(report.groups)} groups"
     return table(count + overlap, list(columns), list(zip(*columns.values())), right=figures)
+
+
+def _branch_table(report: "InspectReport") -> "Table":
+    columns = {"branch": [b.id for b in report.branches]} | _share_columns(report, report.branches)
+    figures = list(columns)[1:]
+    columns["groups that go with it"] = [", ".join(b.groups) for b in report.branches]
+    count = "1 residual branch" if len(report.branches) == 1 else f"{len(report.branches)} residual branches"
+    return table(f"{count} that may go as a whole", list(columns), list(zip(*columns.values())), right=figures)
+
+
+def _share_columns(report: "InspectReport", rows: "Sequence[GroupRow | BranchRow]") -> dict[str, list[str]]:
+    columns = {}
+    if report.macs is not None:
+        columns["MACs"] = [_share(row.macs_share) for row in rows]
+    if report.latency_us is not None:
+        shares = [row.latency_share for row in rows]
+        columns[f"latency, {report.latency_us.provenance}"] = [_share(s and s.value) for s in shares]
+    return columns
 
 
 def _share(share: float | None) -> str:

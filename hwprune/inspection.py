@@ -18,7 +18,7 @@ from hwprune.errors import CompileError, NoLatency, StoreError, TargetError
 from hwprune.graph.channels import ChannelGraph, Group
 from hwprune.plan import Figure
 from hwprune.progress import Progress
-from hwprune.results import AxisRow, FrozenRow, GroupRow, InspectReport
+from hwprune.results import AxisRow, BranchRow, FrozenRow, GroupRow, InspectReport
 from hwprune.search.tables import NetworkView
 
 
@@ -50,7 +50,13 @@ class Work:
 
     def of_group(self, group: str) -> dict[str, Any]:
         """Fields of ``GroupRow``."""
-        calls = self.view.calls_of(group) if self.view is not None else []
+        return self._of(self.view.calls_of(group)) if self.view is not None else {}
+
+    def of_branch(self, branch: str) -> dict[str, Any]:
+        """Fields of ``BranchRow``."""
+        return self._of(self.view.calls_in(branch)) if self.view is not None else {}
+
+    def _of(self, calls: Sequence[int]) -> dict[str, Any]:
         if not calls:
             return {}
         macs, whole = sum(self.macs[i] for i in calls), sum(self.macs)
@@ -74,6 +80,7 @@ def report(graph: ChannelGraph, work: Work, model: str, input_shape: Sequence[in
         sum(n for name, n in sizes.items() if name in prunable),
         tuple(_group_row(g, work) for g in graph.groups),
         tuple(FrozenRow(f.param, f.dim, f.count, f.total, f.reason.value, f.detail, f.where) for f in graph.frozen),
+        tuple(BranchRow(b.id, b.inner, **work.of_branch(b.id)) for b in graph.blocks),
         **work.of_network(),
     )
 

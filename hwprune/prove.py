@@ -1,9 +1,9 @@
 """Check that a pruned network computes what the dense one computes without the removed units.
 
 Without them means: the slices of all parameters that read a removed unit are taken as zero, a product of two
-activations reads the removed positions of its operands as zero, normalizations over a pruned axis take
-their statistics over what is kept, and an addition whose branch is gone gives its shortcut. Both networks run in float64 on copies, so that the comparison has nothing to do with
-rounding, in eval mode, so that BatchNorm and dropout are plain functions.
+activations reads the removed positions of its operands as zero, normalizations over a pruned axis take their statistics
+over what is kept, and an addition whose branch is gone gives its shortcut. Both networks run in float64 on copies, so
+that the comparison has nothing to do with rounding, in eval mode, so that BatchNorm and dropout are plain functions.
 
 The dense side interprets the exported graph, one operator at a time.
 """

@@ -142,6 +142,21 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class BranchRow:
+    """One residual branch that may go as a whole, the groups that go with it, and what its kernels take."""
+
+    id: str
+    groups: tuple[str, ...]
+    macs: int | None = None
+    macs_share: float | None = None
+    latency_us: Figure | None = None
+    latency_share: Figure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "latency_us": _json(self.latency_us), "latency_share": _json(self.latency_share)}
+
+
+@dataclass(frozen=True)
 class FrozenRow:
     """``count`` of the ``total`` positions of a parameter's axis that cannot be pruned, why, and where in the source."""
 
@@ -159,7 +174,7 @@ class InspectReport:
     """What can be pruned in a network and what cannot, with the reason.
 
     parameters : number of parameters. prunable_parameters : how many are in tensors with a prunable axis.
-    groups, frozen : in the order of the graph.
+    groups, frozen, branches : in the order of the graph.
     target : profile that the latencies are for. kernels : of the network, ``kernels_measured`` of them in the store.
     macs, latency_us : of the whole network at full width, the latter with its start.
     missing : why there are no latencies, or neither latencies nor MACs; empty if nothing is missing.
@@ -171,6 +186,7 @@ class InspectReport:
     prunable_parameters: int
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenRow, ...]
+    branches: tuple[BranchRow, ...] = ()
     target: str = ""
     kernels: int | None = None
     kernels_measured: int | None = None
@@ -179,8 +195,8 @@ class InspectReport:
     missing: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        groups = [g.to_json() for g in self.groups]
-        return {**asdict(self), "groups": groups, "latency_us": _json(self.latency_us)}
+        groups, branches = ([row.to_json() for row in rows] for rows in (self.groups, self.branches))
+        return {**asdict(self), "groups": groups, "branches": branches, "latency_us": _json(self.latency_us)}
 
 
 def _json(figure: Figure | None) -> dict[str, Any] | None:

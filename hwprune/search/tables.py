@@ -82,6 +82,10 @@ class NetworkView:
         view = self.at(widths)
         return [view.workload(i, widths) for i in range(len(view.depends))]
 
+    def calls_in(self, branch: str) -> list[int]:
+        """The calls that go with a residual branch."""
+        return [i for i, block in enumerate(self._branch) if block is not None and block.id == branch]
+
     def calls_of(self, group: str) -> list[int]:
         return [i for i, groups in enumerate(self.depends) if group in groups]
 

@@ -64,6 +64,28 @@ def make_net() -> nn.Module:
     return Net().eval()
 
 
+class Residual(nn.Module):
+    """Three blocks around the same channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.down(torch.relu(self.up(x))))
+
+
 def make_data():
     """Four classes of 8x8 images, each bright in its own quarter."""
     generator = torch.Generator().manual_seed(0)
@@ -229,6 +251,39 @@ def test_folders_that_cannot_take_a_run_are_found_before_the_work_begins(tmp_pat
         with pytest.raises(HwpruneError, match="cannot write to"):
             hwprune.search(make_net(), X, target=target, out=locked / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["locked", "notes.txt"]
+
+
+@pytest.mark.parametrize("strategy", ["exact", "greedy"])
+def test_branches_go_where_the_budget_is_tight(tmp_path, target, strategy):
+    torch.manual_seed(0)
+    dense = Residual().eval()
+    options = dict(target=target, latency="0.1x", strategy=strategy, out=tmp_path / "run")
+    result = hwprune.search(dense, X, **options)
+    gone = [name for name, width in result.plan.widths.items() if width == 0 and name.startswith("block:")]
+    assert gone and all(result.plan.widths[name.replace("block:", "") + ".up"] == 0 for name in gone)
+    assert result.proof.passed and isinstance(result.model, Residual)
+    predicted = result.plan.predicted
+    assert predicted.latency_us.value <= 0.1 * result.plan.dense.latency_us.value * (1 + 1e-6)
+    assert predicted.parameters == sum(p.numel() for p in result.model.parameters())
+    lowered = lower(trace(result.model, X), load_target(target))
+    assert (predicted.macs, predicted.size_bytes) == (lowered.macs(), lowered.weight_bytes())
+    assert predicted.peak_memory_bytes == lowered.memory().peak_bytes
+    again = api.load_run(tmp_path / "run", model=Residual())
+    x = torch.randn(2, *X.shape[1:])
+    assert torch.equal(again.model(x), result.model(x))
+    whole = hwprune.search(dense, X, **(options | {"out": None, "branches": False, "latency": "0.3x"}))
+    assert min(whole.plan.widths.values()) > 0
+
+
+def test_inspect_lists_branches_with_what_their_kernels_take(target):
+    torch.manual_seed(0)
+    report = api.inspect(Residual().eval(), X, target=target)
+    macs = 64 * 9 * 16 * 32 * 2  # two convolutions of 3x3 over 8x8 pixels
+    assert [(b.id, b.groups, b.macs) for b in report.branches] == [
+        (f"block:blocks.{i}", (f"blocks.{i}.up",), macs) for i in range(3)
+    ]
+    assert report.branches[0].macs_share == macs / report.macs
+    assert json.loads(json.dumps(report.to_json()))["branches"][0]["latency_us"]["provenance"] == "analytic"
 
 
 def test_failed_search_leaves_no_folder(tmp_path, target):

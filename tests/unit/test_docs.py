@@ -13,7 +13,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglo
 
 
 def options(command) -> set[str]:
-    found = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+    found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--")}
     for inner in getattr(command, "commands", {}).values():
         found |= options(inner)
     return found - {"--help"}
