@@ -10,22 +10,19 @@ The dense side interprets the exported graph, one operator at a time.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from hwprune.copying import copied
 from hwprune.errors import ProofError, UsageError
+from hwprune.float64 import Double, doubled, float64_by_default, outputs, tensors
 from hwprune.graph.channels import ChannelGraph, widths_of
 from hwprune.graph.rules import aten, overloads
 from hwprune.graph.rules.compare import COMPARED
 from hwprune.graph.rules.reduce import OVER_KEPT, named_axes
-from hwprune.graph.trace import evaluating
 
 TOLERANCE = 1e-5  # relative to the largest output; float64 leaves 1e-12 or so
 
@@ -66,9 +63,9 @@ def prove(
     UsageError : inputs of other shapes than the network was traced with.
     """
     inputs = _inputs(graph, inputs, seed)
-    with torch.no_grad(), _float64_by_default():
+    with torch.no_grad(), float64_by_default():
         expected = _dense_outputs(dense, graph, kept, inputs)
-        got = _outputs(pruned, inputs)
+        got = outputs(pruned, inputs)
     if [t.shape for t in got] != [t.shape for t in expected]:
         shapes = [tuple(t.shape) for t in got], [tuple(t.shape) for t in expected]
         raise ProofError(f"the pruned network's outputs have shapes {shapes[0]}, the dense one's {shapes[1]}")
@@ -84,17 +81,6 @@ def prove(
     return ProofReport(error, relative, tolerance, passed)
 
 
-@contextlib.contextmanager
-def _float64_by_default() -> Iterator[None]:
-    """What a forward pass makes without saying of what type is of the type of the parameters."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:
     examples = graph.traced.example_inputs
     if inputs is None:
@@ -107,21 +93,7 @@ def _inputs(graph: ChannelGraph, inputs: Any, seed: int) -> list[torch.Tensor]:
     if [x.shape for x in inputs] != [x.shape for x in examples]:
         shapes = [tuple(x.shape) for x in inputs], [tuple(x.shape) for x in examples]
         raise UsageError(f"inputs must have the shapes that the network was traced with, {shapes[1]}, not {shapes[0]}")
-    return [x.double() if x.is_floating_point() else x for x in inputs]
-
-
-def _outputs(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = copied(module).double().cpu()
-    with evaluating(module):
-        run = _Double(module).run if isinstance(module, fx.GraphModule) else module
-        return _tensors(run(*[x.clone() for x in inputs]))
-
-
-def _tensors(result: Any) -> list[torch.Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [t.double() if t.is_floating_point() else t for t in leaves if isinstance(t, torch.Tensor)]
+    return doubled(inputs)
 
 
 def _dense_outputs(dense, graph: ChannelGraph, kept, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -143,7 +115,7 @@ def _dense_outputs(dense, graph: ChannelGraph, kept, inputs: Sequence[torch.Tens
             tensor.index_fill_(dim, torch.from_numpy(positions), 0)
         values.append(tensor)
     module = fx.GraphModule(exported.graph_module, graph.traced.graph)
-    return _tensors(_Dense(module, graph, kept).run(*values))
+    return tensors(_Dense(module, graph, kept).run(*values))
 
 
 def _removed(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, np.ndarray]]:
@@ -158,16 +130,7 @@ def _removed(graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> dict[str
     return zeros
 
 
-class _Double(fx.Interpreter):
-    """Literal dtypes of the graph follow the parameters: what it makes in float32 is made in float64."""
-
-    def call_function(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return super().call_function(target, args, kwargs)
-
-
-class _Dense(_Double):
+class _Dense(Double):
     """Runs the dense graph with the statistics of normalizations taken over what is kept."""
 
     def __init__(self, module: fx.GraphModule, graph: ChannelGraph, kept: Mapping[str, Sequence[int]]) -> None:

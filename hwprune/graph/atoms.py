@@ -100,8 +100,12 @@ def compact(axes: Sequence[int], ids: np.ndarray) -> Field | None:
 
 @dataclass
 class Atoms:
-    """Allocates atoms and collects what rules say about them. Everything is an array; no loop runs over channels."""
+    """Allocates atoms and collects what rules say about them. Everything is an array; no loop runs over channels.
 
+    inner : of a joint label (heads x head_dim), the inner axis stays free and the outer one is tied, where either may.
+    """
+
+    inner: bool = False
     count: int = 0
     where: str = ""  # place in the user's source of the node at hand
     causes: list[Cause] = field(default_factory=list)

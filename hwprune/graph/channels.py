@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Callable, Mapping, Sequence
@@ -80,11 +81,16 @@ class FrozenAxis:
 
 @dataclass(frozen=True)
 class Terms:
-    """Extent of an axis: ``const + sum(multiplicity * kept units of group)``."""
+    """Extent of an axis: ``const + sum(multiplicity * product of the kept units of some groups)``.
+
+    groups : ((group ids, multiplicity), ...); two ids where heads and head dimensions factor one axis.
+    labels : layers of int64 [extent, 2], group number (-1: none) and unit of each index. An index stays if no layer
+        takes it.
+    """
 
     const: int
-    groups: tuple[tuple[str, int], ...]
-    labels: np.ndarray  # [extent, 2]: group number (-1: frozen) and unit of each index
+    groups: tuple[tuple[tuple[str, ...], int], ...]
+    labels: tuple[np.ndarray, ...]
 
 
 class ChannelGraph:
@@ -180,14 +186,14 @@ class ChannelGraph:
         def shape(node_name: str) -> tuple[int, ...]:
             return tuple(
                 size if (terms := self._axes.get((node_name, dim))) is None
-                else terms.const + sum(m * kept[g] for g, m in terms.groups)
+                else terms.const + sum(m * math.prod(kept[g] for g in ids) for ids, m in terms.groups)
                 for dim, size in enumerate(self._shape(node_name))
             )  # fmt: skip
 
         return shape
 
-    def terms(self, node_name: str, dim: int) -> tuple[int, tuple[tuple[str, int], ...]]:
-        """Size of an axis of a node's value: ``(const, ((group id, multiplicity), ...))``."""
+    def terms(self, node_name: str, dim: int) -> tuple[int, tuple[tuple[tuple[str, ...], int], ...]]:
+        """Size of an axis of a node's value: ``(const, ((group ids, multiplicity), ...))``, see ``Terms``."""
         size = self._shape(node_name)[dim]
         terms = self._axes.get((node_name, dim % len(self._shapes[node_name])))
         return (size, ()) if terms is None else (terms.const, terms.groups)
@@ -200,15 +206,15 @@ class ChannelGraph:
     def positions(self, node_name: str, dim: int, kept: Mapping[str, Sequence[int]]) -> np.ndarray | None:
         """Positions along an axis of a node's value that stay, ascending; None where all of them do."""
         terms = self._axes.get((node_name, dim))
-        if terms is None or not any(g in kept for g, _ in terms.groups):
+        if terms is None or not any(g in kept for ids, _ in terms.groups for g in ids):
             return None
-        stays = np.ones(len(terms.labels), dtype=bool)
-        for group_id, _ in terms.groups:
-            if group_id in kept:
-                unit_stays = np.zeros(self._by_id[group_id].width, dtype=bool)
-                unit_stays[np.asarray(kept[group_id], dtype=np.int64)] = True
-                own = terms.labels[:, 0] == self._number[group_id]
-                stays[own] = unit_stays[terms.labels[own, 1]]
+        stays = np.ones(len(terms.labels[0]), dtype=bool)
+        for group_id in {g for ids, _ in terms.groups for g in ids if g in kept}:
+            unit_stays = np.zeros(self._by_id[group_id].width, dtype=bool)
+            unit_stays[np.asarray(kept[group_id], dtype=np.int64)] = True
+            for layer in terms.labels:
+                own = layer[:, 0] == self._number[group_id]
+                stays[own] &= unit_stays[layer[own, 1]]
         return np.flatnonzero(stays)
 
     def kept_params(self, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, np.ndarray]]:
@@ -270,6 +276,7 @@ def analyze(traced: Traced, freeze: Sequence[str] = ()) -> ChannelGraph:
     UsageError : a pattern that names nothing.
     """
     from hwprune.graph.blocks import residual_blocks
+    from hwprune.graph.factors import with_inner_groups
     from hwprune.graph.gather import gather
     from hwprune.graph.propagate import freeze_by_user, propagate
 
@@ -281,4 +288,8 @@ def analyze(traced: Traced, freeze: Sequence[str] = ()) -> ChannelGraph:
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise UsageError(f"--freeze {unused[0]!r} names no module or parameter of the network{hint}")
     groups, frozen, axes = gather(traced, labels)
+    if labels.joint:
+        inner = propagate(traced, inner=True)
+        freeze_by_user(inner, traced, freeze)
+        groups, frozen, axes = with_inner_groups(traced, (groups, frozen, axes), gather(traced, inner))
     return ChannelGraph(traced, groups, frozen, axes, residual_blocks(traced, groups, freeze))

@@ -142,9 +142,9 @@ def _terms(axes, distinct, group_of, unit_of, ids) -> dict[int, Terms]:
         parts = []
         for number in present.tolist():
             own_units = np.unique(own[groups == number])
-            parts.append((unique_ids[number], int((groups == number).sum()) // len(own_units)))
+            parts.append(((unique_ids[number],), int((groups == number).sum()) // len(own_units)))
         labels = np.stack([groups, unit_of[own]], axis=1)
-        terms[key] = Terms(int((groups < 0).sum()), tuple(parts), labels)
+        terms[key] = Terms(int((groups < 0).sum()), tuple(parts), (labels,))
     return terms
 
 
@@ -165,9 +165,9 @@ def _build(traced, axes, params, terms, ids, reads) -> tuple[Group, ...]:
     trainable = set(traced.exported.graph_signature.inputs_to_parameters)
     values = [axis for axis in axes if axis.param is None]
     for axis in [*params, *values]:
-        for name, multiplicity in terms[axis.key].groups:
+        for (name,), multiplicity in terms[axis.key].groups:
             if (axis.key, name) not in index:
-                index[axis.key, name] = _index(terms[axis.key].labels, number[name], multiplicity)
+                index[axis.key, name] = _index(terms[axis.key].labels[0], number[name], multiplicity)
             own = slices[name]
             if axis.param is None:
                 own["values"].append(AxisSlice(axis.node, axis.dim, index[axis.key, name]))

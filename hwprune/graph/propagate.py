@@ -28,9 +28,16 @@ class Labels:
     classes: np.ndarray
 
 
-def propagate(traced: Traced) -> Labels:
-    """One pass over the graph in data order, then joint labels are settled to one axis each."""
-    atoms = Atoms()
+    @property
+    def joint(self) -> bool:
+        """Whether some label lies on several axes at once, so that either of them may be free."""
+        return any(len(f.axes) > 1 for value in self.values.values() for v in _flat(value) for f in v.fields)
+
+
+def propagate(traced: Traced, inner: bool = False) -> Labels:
+    """One pass over the graph in data order, then joint labels are settled to one axis each: the longest, or with
+    ``inner`` the innermost."""
+    atoms = Atoms(inner)
     values: dict[str, Any] = {}
     tensors: dict[int, Value] = {}
     used = {id(traced.tensor(t)) for name, t in traced.targets.items() if traced.nodes[name].users}
@@ -129,7 +136,7 @@ def _flat(value: Any) -> Sequence[Value]:
 
 
 def settle(atoms: Atoms, values: dict[str, Any]) -> np.ndarray:
-    """Tie joint labels along all axes but one until none is left; the longest axis stays free.
+    """Tie joint labels along all axes but one until none is left.
 
     What a value keeps must be a box. A field over several axes whose classes already vary along one alone is one.
     """
@@ -152,7 +159,7 @@ def _tie_joint(atoms: Atoms, classes: np.ndarray, ids: np.ndarray) -> bool:
     varying = [a for a in range(ids.ndim) if (classes != classes.take([0], axis=a)).any()]
     if len(varying) < 2:
         return False
-    free = max(varying, key=lambda a: ids.shape[a])
+    free = varying[-1] if atoms.inner else max(varying, key=lambda a: ids.shape[a])
     for axis in varying:
         if axis != free:
             atoms.unify(ids, ids.take([0], axis=axis))

@@ -54,7 +54,7 @@ class NetworkView:
     def _groups_of(self, call: Call, branch: Block | None) -> tuple[str, ...]:
         """Groups on which the shape of any node that it reads depends, in the order in which they are met."""
         shape = self.graph.traced.shape
-        met = [g for n in call.reads for dim in range(len(shape(n))) for g, _ in self.graph.terms(n, dim)[1]]
+        met = [g for n in call.reads for dim in range(len(shape(n))) for ids, _ in self.graph.terms(n, dim)[1] for g in ids]
         alone = branch is not None and not set(branch.inner) & set(met)
         return tuple(dict.fromkeys([*met, branch.id] if alone else met))
 

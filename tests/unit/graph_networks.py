@@ -205,6 +205,21 @@ class Attention(nn.Module):
         return self.fc(x.mean(1))
 
 
+class AttentionScaled(Attention):
+    """The scale is an attribute, as in timm: heads and head dimensions go, each by their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = self.head_dim**-0.5
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, t, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.fc((x + self.proj(y.transpose(1, 2).reshape(b, t, -1))).mean(1))
+
+
 class NonLocal(nn.Module):
     """Attention of one head over pixels, by hand, with its scale an attribute: queries and keys lose dimensions."""
 
@@ -458,6 +473,7 @@ NETWORKS = {
     "norms": (lambda: Head(Norms(), 6), (2, 3, 8, 8)),
     "attention": (Attention, (2, 7, 6)),
     "attention_by_hand": (lambda: Attention(manual=True), (2, 7, 6)),
+    "attention_scaled": (AttentionScaled, (2, 7, 6)),
     "non_local": (lambda: Head(NonLocal(), 8), (2, 3, 8, 8)),
     "one_head": (OneHead, (2, 7, 6)),
     "rotary": (Rotary, (2, 7, 6)),

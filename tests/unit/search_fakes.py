@@ -34,7 +34,7 @@ class Graph:
         return ()
 
     def terms(self, node, dim):
-        return (0, ((node, 1),)) if dim == 1 and node in self.full else (self.traced.shape(node)[dim], ())
+        return (0, (((node,), 1),)) if dim == 1 and node in self.full else (self.traced.shape(node)[dim], ())
 
 
 @dataclass(frozen=True)

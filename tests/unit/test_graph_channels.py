@@ -1,5 +1,7 @@
 """Groups as golden texts, shapes against the pruned network, reasons for what is frozen."""
 
+import math
+
 import networkx
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def test_sizes_are_constant_plus_terms(name):
             assert dense(node.name) == graph.traced.shape(node.name)
             for dim, size in enumerate(shape(node.name)):
                 const, terms = graph.terms(node.name, dim)
-                assert size == const + sum(m * widths[g] for g, m in terms)
+                assert size == const + sum(m * math.prod(widths[g] for g in ids) for ids, m in terms)
 
 
 def test_values_and_parameters_of_a_group_lie_where_shapes_say():
@@ -40,7 +42,7 @@ def test_values_and_parameters_of_a_group_lie_where_shapes_say():
     for group in graph.groups:
         for s in group.values:
             const, terms = graph.terms(s.name, s.dim)
-            assert dict(terms)[group.id] == s.index.shape[1]
+            assert dict(terms)[(group.id,)] == s.index.shape[1]
             assert s.index.shape[0] == group.width
             assert s.index.dtype == np.int64
     group = graph.group("body.b.0")

@@ -14,8 +14,8 @@ from hwprune.graph import analyze, trace
 from hwprune.prove import prove
 from hwprune.prune import Rewrite, prune
 
-#: Networks whose own forward cannot say what the pruned one computes.
-AS_GRAPH = ("literal", "one_head")
+#: Networks whose own forward cannot say what the pruned one computes: a number in it, or a scale made of a size.
+AS_GRAPH = ("literal", "one_head", *(INNER := ("attention", "attention_by_hand", "rotary", "multi_query")))
 
 
 @lru_cache(maxsize=None)
@@ -44,6 +44,43 @@ def test_pruned_network_computes_what_it_should(name):
         assert fqn not in state or tuple(state[fqn].shape) == shape(node)
     if name not in AS_GRAPH:
         assert type(pruned) is type(dense)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_network_stays_what_it_is_where_whole_heads_go(name):
+    dense, _, graph = analyzed(name)
+    kept = {group: units for group, units in halves(graph).items() if ":inner" not in group}
+    assert len(kept) < len(graph.groups)
+    pruned, _ = prune(dense, graph, kept)
+    assert type(pruned) is type(dense) and prove(dense, pruned, graph, kept).relative_error < 1e-10
+
+
+def test_scale_that_hardly_shows_is_not_overlooked():
+    """The default scale of attention follows the size of a head; with small scores it changes the sixth digit."""
+    dense, x = network("attention")
+    with torch.no_grad():
+        dense.qkv.weight *= 1e-2
+    graph = analyze(trace(dense, x))
+    kept = {"qkv:inner": [0, 3]}
+    pruned, (rewrite,) = prune(dense, graph, kept)
+    assert "scaled_dot_product_attention" in rewrite.old
+    assert prove(dense, pruned, graph, kept).relative_error < 1e-12
+
+
+def test_heads_and_head_dimensions_go_each_by_their_own():
+    dense, _, graph = analyzed("attention_scaled")
+    qkv = {axis.dim: axis for axis in graph.group("qkv").params if axis.name == "qkv.weight"}[0]
+    inner = graph.group("qkv:inner").slice_of("qkv.weight", 0)
+    assert qkv.index.shape == (3, 12) and inner.index.shape == (4, 9)
+    for heads, dims in (([0, 2], [1]), ([1], [0, 1, 3]), ([0, 1, 2], [2, 3])):
+        kept = {"qkv": heads, "qkv:inner": dims}
+        pruned, rewrites = prune(dense, graph, kept)
+        assert prove(dense, pruned, graph, kept).relative_error < 1e-10
+        assert type(pruned) is type(dense) and (pruned.heads, pruned.head_dim) == (len(heads), len(dims))
+        assert pruned.qkv.out_features == 3 * len(heads) * len(dims) == graph.shapes({"qkv": len(heads), "qkv:inner": len(dims)})("linear_1")[-1]
+        assert pruned.scale == dense.scale == 0.5
+        rows = pruned.qkv.weight.reshape(3, len(heads), len(dims), 12)
+        assert torch.equal(rows, dense.qkv.weight.reshape(3, 3, 4, 12)[:, heads][:, :, dims])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

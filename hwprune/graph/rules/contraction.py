@@ -78,7 +78,7 @@ def contract(call: Call, operands: Sequence[Operand], out: Sequence[Letter]) -> 
     both, and the sum is over what is left.
 
     A joint label over a summed letter and a kept one (head_dim and heads) is tied along the summed one: whole heads
-    are what can go.
+    are what can go (the other way round where ``Atoms.inner`` says so).
     """
     operands = [(_whole(call, value, letters, out), letters) for value, letters in operands]
     fields = []
@@ -99,7 +99,7 @@ def _whole(call: Call, value: Value, letters: Sequence[Letter], out: Sequence[Le
     for f in value.fields:
         kept = [a for a in f.axes if letters[a] in out]
         if kept and len(kept) < len(f.axes):
-            fields.append(call.atoms.along(f, kept))
+            fields.append(call.atoms.along(f, [a for a in f.axes if a not in kept] if call.atoms.inner else kept))
         else:
             fields.append(f)
     if any(f is not before for f, before in zip(fields, value.fields)):

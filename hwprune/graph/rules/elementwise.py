@@ -59,7 +59,7 @@ def _outer(atoms: Atoms, operands: Sequence[Operand]) -> list[Operand]:
         if letter is not None and value.shape[axis] > 1 and value.field(axis) is None
     }
     for value, own in operands:
-        for letters in (tuple(own[a] for a in f.axes) for f in value.fields if value.weight):
+        for letters in (tuple(own[a] for a in f.axes) for f in value.fields if value.weight and not atoms.inner):
             if any(set(letters) <= set(js[1:]) for js in joint):
                 whole |= set(letters)
     cause = Cause(Reason.UNIFORMITY, "every slice of an outer axis uses it, and those go whole", atoms.where)
