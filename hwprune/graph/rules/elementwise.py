@@ -20,6 +20,7 @@ def align(atoms: Atoms, operands: Sequence[Operand]) -> list[tuple[tuple[Letter,
     Where one operand has labels on a letter and another has the same extent without labels, that extent is fixed, and
     so are the labels. A joint label (heads and head_dim) of which a part is fixed stays free on the rest; where a
     weight has labels on its inner letters alone (a norm inside each head), those stay whole and the outer units go.
+    With ``Atoms.inner``, whatever has labels on outer letters alone (scores of attention) stays whole along them.
 
     Returns
     -------
@@ -59,8 +60,8 @@ def _outer(atoms: Atoms, operands: Sequence[Operand]) -> list[Operand]:
         if letter is not None and value.shape[axis] > 1 and value.field(axis) is None
     }
     for value, own in operands:
-        for letters in (tuple(own[a] for a in f.axes) for f in value.fields if value.weight and not atoms.inner):
-            if any(set(letters) <= set(js[1:]) for js in joint):
+        for letters in (tuple(own[a] for a in f.axes) for f in value.fields if value.weight or atoms.inner):
+            if any(set(letters) <= set(js[:-1] if atoms.inner else js[1:]) for js in joint):
                 whole |= set(letters)
     cause = Cause(Reason.UNIFORMITY, "every slice of an outer axis uses it, and those go whole", atoms.where)
     reduced = []

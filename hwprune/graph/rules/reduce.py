@@ -65,10 +65,12 @@ def along_axis(call: Call) -> Value | tuple[Value, ...]:
 
 
 def _statistic(call: Call, x: Value, reduced: set[int]) -> Value:
-    """A joint label goes on along the axes that are left."""
+    """A joint label goes on along the axes that are left (where inner units are to go, those are what is tied)."""
     fields = []
     for f in x.fields:
         rest = [a for a in f.axes if a not in reduced]
+        if call.atoms.inner and f.axes[-1] in reduced:
+            rest = [a for a in f.axes if a in reduced]
         fields.append(f if len(rest) in (0, len(f.axes)) else call.atoms.along(f, rest))
     return x.having(fields)
 
