@@ -36,8 +36,12 @@ def with_inner_groups(traced: Traced, outer: Gathered, inner: Gathered) -> Gathe
     labels = {key: list(terms.labels) for key, terms in axes.items()}
     terms = {key: (t.const, dict(t.groups)) for key, t in axes.items()}
     names = {g.id for g in groups}
+    lies_on: dict[str, list[Key]] = {}
+    for key, t in inner[2].items():
+        for (group_id,), _ in t.groups:
+            lies_on.setdefault(group_id, []).append(key)
     for number, group in enumerate(inner[0]):
-        crossings = _crossings(number, group, inner[2], axes)
+        crossings = _crossings(number, group, {key: inner[2][key] for key in lies_on[group.id]}, axes)
         if crossings is None:
             continue
         name = _name(group.id, names)
@@ -61,7 +65,11 @@ def with_inner_groups(traced: Traced, outer: Gathered, inner: Gathered) -> Gathe
         key: Terms(terms[key][0], tuple((ids, m) for ids, m in terms[key][1].items() if m), tuple(layers))
         for key, layers in labels.items()
     }
-    return tuple(taken), tuple(f for f in frozen if not _freed(traced, f, merged, len(groups))), merged
+    nodes: dict[str, list[str]] = {}
+    for node, target in traced.targets.items():
+        nodes.setdefault(target, []).append(node)
+    still = (f for f in frozen if not any(_freed(f, merged.get((n, f.dim)), len(groups)) for n in nodes[f.param]))
+    return tuple(taken), tuple(still), merged
 
 
 def _crossings(number: int, group: Group, inner: Mapping[Key, Terms], outer: Mapping[Key, Terms]) -> Any:
@@ -69,8 +77,6 @@ def _crossings(number: int, group: Group, inner: Mapping[Key, Terms], outer: Map
     found: dict[Key, _Crossing] = {}
     for key, terms in inner.items():
         own = terms.labels[0][:, 0] == number
-        if not own.any():
-            continue
         units = terms.labels[0][own, 1]
         beside = outer[key].labels[0][own] if key in outer else np.full((len(units), 2), -1)
         others = np.unique(beside[:, 0])
@@ -97,14 +103,10 @@ def _name(made_by: str, names: set[str]) -> str:
     return name
 
 
-def _freed(traced: Traced, frozen: FrozenAxis, axes: Mapping[Key, Terms], outer: int) -> bool:
-    """Whether what was frozen of an axis can go as inner units after all."""
-    for node in (node for node, target in traced.targets.items() if target == frozen.param):
-        layers = axes[node, frozen.dim].labels if (node, frozen.dim) in axes else ()
-        if not layers:
-            continue
-        outside = np.any([(layer[:, 0] >= 0) & (layer[:, 0] < outer) for layer in layers], axis=0)
-        inside = np.any([layer[:, 0] >= outer for layer in layers], axis=0)
-        if int((inside & ~outside).sum()) >= frozen.count:
-            return True
-    return False
+def _freed(frozen: FrozenAxis, terms: Terms | None, outer: int) -> bool:
+    """Whether what was frozen of an axis can go as inner units after all: those numbered from ``outer`` on."""
+    if terms is None:
+        return False
+    outside = np.any([(layer[:, 0] >= 0) & (layer[:, 0] < outer) for layer in terms.labels], axis=0)
+    inside = np.any([layer[:, 0] >= outer for layer in terms.labels], axis=0)
+    return int((inside & ~outside).sum()) >= frozen.count
