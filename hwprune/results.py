@@ -115,45 +115,45 @@ class AxisRow:
     multiplicity: int = 1
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """One prunable group: its units, the axes that make them, the axes that read them, and the work that hangs on them.
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The work of some of a network's kernels, at full width.
 
-    macs, latency_us : of all kernels whose work depends on the group's width, at full width. A kernel depends on the
-        groups at its inputs and at its outputs and counts for each of them.
-    macs_share, latency_share : the same over the whole network, 0 to 1. As kernels count more than once, the shares of
-        all groups add up to more than 1. The share's provenance is that of the weakest kernel of the network, since all
-        of them are in its denominator; that of ``latency_us`` is of the group's weakest.
+    macs_share, latency_share : of the whole network, 0 to 1. The share's provenance is that of the weakest kernel of the
+        network, since all of them are in its denominator; that of ``latency_us`` is of the weakest of these.
 
     None where unknown; ``InspectReport.missing`` says why.
+    """
+
+    macs: int | None = None
+    macs_share: float | None = None
+    latency_us: Figure | None = None
+    latency_share: Figure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "latency_us": _json(self.latency_us), "latency_share": _json(self.latency_share)}
+
+
+@dataclass(frozen=True)
+class GroupRow(Share):
+    """One prunable group: its units, the axes that make them, the axes that read them, and the work that hangs on them.
+
+    The work is that of all kernels that depend on the group's width. A kernel depends on the groups at its inputs and at
+    its outputs and counts for each of them, so the shares of all groups add up to more than 1.
     """
 
     id: str
     width: int
     producers: tuple[AxisRow, ...]
     consumers: tuple[AxisRow, ...]
-    macs: int | None = None
-    macs_share: float | None = None
-    latency_us: Figure | None = None
-    latency_share: Figure | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "latency_us": _json(self.latency_us), "latency_share": _json(self.latency_share)}
 
 
 @dataclass(frozen=True)
-class BranchRow:
-    """One residual branch that may go as a whole, the groups that go with it, and what its kernels take."""
+class BranchRow(Share):
+    """One residual branch that may go as a whole, the groups that go with it, and the work of its kernels."""
 
     id: str
     groups: tuple[str, ...]
-    macs: int | None = None
-    macs_share: float | None = None
-    latency_us: Figure | None = None
-    latency_share: Figure | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "latency_us": _json(self.latency_us), "latency_share": _json(self.latency_share)}
 
 
 @dataclass(frozen=True)

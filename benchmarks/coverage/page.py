@@ -22,6 +22,13 @@ SUMMARY = (
 )  # fmt: skip
 
 
+MORE_HEADER = (
+    "network", "source", "prunable %", "prunable % (TP)", "removed %", "removed % (TP)", "what hwprune freezes",
+)  # fmt: skip
+#: Reasons that concern the network's own inputs and outputs, which no tool may change.
+_OUTSIDE = ("network output", "network input")
+
+
 def write(records: Records, entries: Sequence[Entry]) -> Path:
     sources = list(dict.fromkeys(e.source for e in entries))
     tables = [("Summary", SUMMARY, [_summary(s, records, entries) for s in sources])]
@@ -29,6 +36,7 @@ def write(records: Records, entries: Sequence[Entry]) -> Path:
         rows = [_row(e, records) for e in entries if e.source == source and _found(e, records)]
         if rows:
             tables.append((source, HEADER, rows))
+    tables.append(("Where Torch-Pruning removes or reaches more", MORE_HEADER, _more(records, entries)))
     return report.write(
         "coverage",
         "Networks that hwprune prunes and proves, beside Torch-Pruning",
@@ -63,6 +71,22 @@ def _summary(source: str, records: Records, entries: Sequence[Entry]) -> tuple:
         _median([_seconds(r) for r in ours.values() if r["passed"]]),
         _median([_seconds(r) for r in peer.values() if r["passed"]]),
     )
+
+
+def _more(records: Records, entries: Sequence[Entry]) -> list[tuple]:
+    """Networks of which the peer can prune, or has removed, more than a tenth of a percent more, and what we freeze."""
+    rows = []
+    for e in entries:
+        ours, peer = (records.get((e.source, e.name, tool)) for tool in (OURS, PEER))
+        if not (ours and peer and peer["passed"]):
+            continue
+        more = [(peer.get(k) or 0) - (ours.get(k) or 0) for k in ("prunable", "removed")]
+        if max(more) > 0.001:
+            frozen = {r: n for r, n in (ours.get("frozen") or {}).items() if not r.startswith(_OUTSIDE)}
+            why = "; ".join(f"{reason} ×{count}" for reason, count in frozen.items()) or "network inputs and outputs only"
+            shares = [f"{100 * r[k]:.1f}" for k in ("prunable", "removed") for r in (ours, peer)]
+            rows.append((e.name, e.source, *shares, _plain(why)))
+    return rows
 
 
 def _passes(records: Mapping[str, Mapping[str, Any]]) -> str:
