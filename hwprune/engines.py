@@ -1,4 +1,4 @@
-"""Other engines that run the same network, to time beside hwprune: torch, ONNX Runtime, OpenVINO."""
+"""Other engines that run the same network, to time beside hwprune: torch, torch.compile, ONNX Runtime, OpenVINO."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def _torch(model: "nn.Module", example: "torch.Tensor", threads: int) -> Timer:
     return timer
 
 
+def _torch_compiled(model: "nn.Module", example: "torch.Tensor", threads: int) -> Timer:
+    """torch.compile with all of its tuning."""
+    import torch
+
+    from hwprune.train.evaluate import mode
+
+    with mode(model, False):
+        compiled = torch.compile(model, options={"max_autotune": True, "freezing": True})
+
+    def timer(runs: int):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with mode(model, False), torch.no_grad():
+                return timer_of(lambda: compiled(example))(runs)
+        finally:
+            torch.set_num_threads(before)
+
+    return timer
+
+
 def _onnxruntime(model: "nn.Module", example: "torch.Tensor", threads: int) -> Timer:
     import onnxruntime
 
@@ -111,5 +132,5 @@ def _onnx(model: "nn.Module", example: "torch.Tensor", folder: Path) -> Path:
 
 
 ENGINES: dict[str, Callable[["nn.Module", "torch.Tensor", int], Timer]] = {
-    "onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch,
+    "onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch, "torch-compile": _torch_compiled,
 }  # fmt: skip
