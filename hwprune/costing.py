@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Mapping, Sequence
 
 from hwprune import target as targets
 from hwprune.cost.analytic import AnalyticModel
@@ -18,6 +20,11 @@ from hwprune.workload import Workload
 if TYPE_CHECKING:
     from hwprune.compile.lower import Network
     from hwprune.kernels.schedule import Config
+
+
+#: A network that takes this much longer than it did before was disturbed; it is timed this often at most, with pauses.
+#: Virtual machines were seen to take 20 % longer for synchronizing threads, for ten seconds at a time.
+_DISTURBED, _ATTEMPTS, _PAUSE_S = 1.06, 4, 3.0
 
 
 class Costing:
@@ -34,6 +41,7 @@ class Costing:
         self.profile, self.measurable = profile, profile.runs_here()
         self.prior = AnalyticModel(profile)
         self._calibrated: list["Network"] = []
+        self._fastest_us = math.inf
         self.model: CostModel = self.prior
         if self.measurable:
             from hwprune.measure.measurer import Measurer
@@ -61,10 +69,21 @@ class Costing:
         keys = [_key(name, names) for name in names]
         whole = [self.store.calibration(key, self.measurer.context) for key in keys]
         if None in whole:
-            whole = [latency.latency_us for latency in self.measurer.time_networks(dict(zip(names, networks)))]
+            whole = self._timed(dict(zip(names, networks)))
             for key, value in zip(keys, whole):
                 self.store.calibrate(key, value, self.measurer.context)
+        self._fastest_us = min(self._fastest_us, whole[0])
         self.model.fit([(self.model.isolated_us(n.workloads()), us) for n, us in zip(networks, whole)])
+
+    def _timed(self, networks: "Mapping[str, Network]") -> list[float]:
+        """Microseconds of each network, in order. Where the first one, the dense one, takes longer than it is known to,
+        something else has the machine; it is timed again, and what was taken when it was fastest counts."""
+        taken: list[list[float]] = []
+        while len(taken) < _ATTEMPTS and (not taken or taken[-1][0] > _DISTURBED * self._fastest_us):
+            if taken:
+                time.sleep(_PAUSE_S)
+            taken.append([latency.latency_us for latency in self.measurer.time_networks(networks)])
+        return min(taken, key=lambda us: us[0])
 
     def recall(self, network: "Network") -> None:
         """Learn what ``network`` takes as a whole if the store has it from a search's start; nothing is measured."""
