@@ -135,9 +135,9 @@ def test_frozen_branches_are_not_offered():
 @pytest.mark.parametrize("name", [*OWN, *NETWORKS])
 def test_networks_without_some_branches_are_proved_and_train(name):
     dense, graph = analyzed(name)
-    for seed in range(3 if graph.blocks else 0):
+    for seed in range(2 if graph.blocks else 0):
         rng = np.random.default_rng(seed)
-        kept = without(graph, *(b for b in graph.blocks if rng.random() < (0.5, 1.0, 0.3)[seed]))
+        kept = without(graph, *(b for b in graph.blocks if rng.random() < (0.5, 1.0)[seed]))
         for g in graph.groups:
             kept.setdefault(g.id, sorted(rng.choice(g.width, max(g.width // 2, 1), replace=False).tolist()))
         pruned, _ = prune(dense, graph, kept)
