@@ -22,6 +22,10 @@ from hwprune.target import TargetProfile
 from hwprune.timing import Timer
 
 
+#: The figures that a run is judged by are taken over more time than those on the way to it.
+_PAIR_ROUNDS = 100
+
+
 def compile_to(
     model: nn.Module,
     example: torch.Tensor,
@@ -49,7 +53,7 @@ def time_pair(
 ) -> dict[str, Figure]:
     """Measured latency of two artifacts in one run, as kernels are measured: microseconds, with the spread of its rounds."""
     with Costing(profile, store, progress) as cost, progress.task("timing both networks"):
-        found = cost.measurer.time_artifacts([dense, pruned])
+        found = cost.measurer.time_artifacts([dense, pruned], rounds=_PAIR_ROUNDS)
     return {
         side: Figure(value=x.latency_us, provenance="measured", low=x.low_us, high=x.high_us)
         for side, x in zip(("dense", "pruned"), found)

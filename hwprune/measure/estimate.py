@@ -42,6 +42,26 @@ def estimate(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: floa
     reference_us : [rounds] mean latency of the reference kernel in the same rounds.
     baseline_us : the reference kernel's latency on this device when undisturbed.
     """
-    drift = float(np.clip(baseline_us / np.quantile(reference_us, QUANTILE), *DRIFT_BOUNDS))
-    low, value, high = np.quantile(samples_us, (LOW, QUANTILE, HIGH)) * drift
+    return _latency(samples_us, np.quantile(samples_us, QUANTILE), np.quantile(reference_us, QUANTILE), baseline_us)
+
+
+def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: float) -> list[Latency]:
+    """Latencies of programs that were timed in turn and will be compared: all from the same, calmest rounds.
+
+    Low quantiles of each by itself may come from different rounds, of which some were in a slower phase of the machine.
+
+    Parameters
+    ----------
+    samples_us : [programs, rounds]. reference_us, baseline_us : as for ``estimate``.
+    """
+    slowness = (samples_us / samples_us.min(axis=1, keepdims=True)).sum(axis=0)
+    calm = np.argsort(slowness, kind="stable")[: max(3, round(QUANTILE * len(slowness)))]
+    reference = np.median(reference_us[calm])
+    return [_latency(samples, np.median(samples[calm]), reference, baseline_us) for samples in samples_us]
+
+
+def _latency(samples_us: np.ndarray, value_us: float, reference_us: float, baseline_us: float) -> Latency:
+    drift = float(np.clip(baseline_us / reference_us, *DRIFT_BOUNDS))
+    low, high = np.quantile(samples_us, (LOW, HIGH))
+    low, value, high = drift * min(low, value_us), drift * value_us, drift * max(high, value_us)
     return Latency(float(value), float(low), float(high), len(samples_us), bool(high - low > NOISY * value))

@@ -18,7 +18,7 @@ from hwprune.errors import MeasureError
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
-from hwprune.measure.estimate import Latency, estimate
+from hwprune.measure.estimate import Latency, estimate, estimate_together
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Context, Measurement, Store
 from hwprune.progress import SILENT, Progress
@@ -29,7 +29,7 @@ from hwprune.workload import Workload
 EFFORTS = {"quick": (3, 2, 2, 9), "tune": (14, 4, 4, 15)}
 
 _BASELINE_ROUNDS = 60
-_NETWORK_ROUNDS = 25
+_NETWORK_ROUNDS = 40
 
 
 class Measurer:
@@ -144,8 +144,8 @@ class Measurer:
         """Latency of whole artifacts, timed in turn in one run, corrected for drift as kernels are."""
         names = [str(p) for p in paths]
         answer = self._worker.ask("artifacts", paths=names, threads=self.threads, rounds=rounds, timeout_s=300.0)
-        reference = np.array(answer["reference"])
-        return [estimate(np.array(answer["samples"][n]), reference, self.baseline_us()) for n in names]
+        samples = np.array([answer["samples"][n] for n in names])
+        return estimate_together(samples, np.array(answer["reference"]), self.baseline_us())
 
     def time_networks(self, networks: Mapping[str, Network]) -> list[Latency]:
         """Latency of whole networks, compiled with the best schedules measured and timed in turn, in order.

@@ -31,7 +31,7 @@ Timer = Callable[[int], float]
 #: A round times this long a burst of each contender, at least.
 BURST_S = 0.0015
 #: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
-ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.03
+ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
 #: The reference kernel: a convolution that neither misses caches nor is too short to time.
 REFERENCE = dict(height=16, width=16, channels=32)
 

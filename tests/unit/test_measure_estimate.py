@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwprune.measure.estimate import DRIFT_BOUNDS, estimate
+from hwprune.measure.estimate import DRIFT_BOUNDS, estimate, estimate_together
 
 STILL = np.full(21, 10.0)
 
@@ -53,3 +53,15 @@ def test_interval_holds_the_latency():
     for _ in range(50):
         found = estimate(generator.gamma(4, 10, 15), generator.gamma(50, 0.2, 15), 10.0)
         assert found.low_us <= found.latency_us <= found.high_us
+
+
+def test_programs_that_are_compared_are_taken_from_the_same_calm_rounds():
+    """A slow phase hits the second program alone in some rounds and both in others; the ratio must not move."""
+    rng = np.random.default_rng(0)
+    slow = rng.random((2, 80)) < np.array([[0.3], [0.5]])
+    samples = np.array([[100.0], [50.0]]) * (1 + 0.2 * slow) * (1 + 0.002 * rng.random((2, 80)))
+    first, second = estimate_together(samples, np.full(80, 9.0), 9.0)
+    assert abs(second.latency_us / first.latency_us - 0.5) < 0.005 and abs(first.latency_us - 100) < 1
+    assert second.low_us <= second.latency_us <= second.high_us
+    drifted = estimate_together(samples * 1.1, np.full(80, 9.9), 9.0)
+    assert abs(drifted[0].latency_us - first.latency_us) < 1
