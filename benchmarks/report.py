@@ -32,11 +32,16 @@ def write(name: str, title: str, command: str, tables: Sequence[tuple[str, Seque
     return path
 
 
+def commit() -> str:
+    """The commit that is checked out."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip() or "unknown"
+
+
 def _facts() -> list[str]:
     found, used = machine(), versions()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return [
-        f"- date: {now()}, commit {commit.stdout.strip() or 'unknown'}",
+        f"- date: {now()}, commit {commit()}",
         f"- machine: {', '.join(f'{k} {v}' for k, v in found.items())}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in used.items())}",
     ]

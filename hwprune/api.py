@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import time
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -99,7 +98,7 @@ def search(
     HwpruneError or one of its subclasses, always with one sentence: UsageError for bad arguments (BudgetError names what
     is reachable), TraceError, ProofError and so on.
     """
-    settings = replace(_settings(latency, memory, size, strategy), branches=branches)
+    settings = _settings(latency, memory, size, strategy, branches)
     profile = load_target(target, threads)
     criterion = _criterion(importance, data)
     if finetune and data is None:
@@ -131,8 +130,8 @@ def search(
         proof = prove(model, pruned, graph, {c.group: c.kept for c in plan.choices}, seed=seed)
     options = {
         "target": target, "latency": latency, "memory": memory, "size": size, "importance": criterion.name,
-        "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze), "branches": branches, "seed": seed,
-        "threads": threads, "store": str(store) if store else None,
+        "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze),
+        "branches": branches, "seed": seed, "threads": threads, "store": str(store) if store else None,
     }  # fmt: skip
     record = _record(
         options, profile, outcome, {"spec": model_spec, "weights_sha256": weights_sha256}, data_facts(data, data_spec)
@@ -297,12 +296,15 @@ def inspect(
     return report(graph, work, model_spec, tuple(example_input.shape))
 
 
-def _settings(latency: str | None, memory: str | None, size: str | None, strategy: str) -> Settings:
+def _settings(
+    latency: str | None, memory: str | None, size: str | None, strategy: str, branches: bool
+) -> Settings:
     return Settings(
         latency=parse_latency(latency) if latency is not None else None,
         memory=parse_bytes(memory, "memory") if memory is not None else None,
         size=parse_bytes(size, "size") if size is not None else None,
         strategy=strategy,
+        branches=branches,
     )
 
 

@@ -38,11 +38,11 @@ def bypass(module: nn.Module, graph: ChannelGraph, blocks: Sequence[Block]) -> t
         holders.setdefault(holder, []).append(block)
     rows = []
     for path, own in holders.items():
-        rest = _rest(traced, path, own, module.get_submodule(path))
+        old = module.get_submodule(path)
+        rest = _rest(traced, path, own, old)
         if rest is None:
             return [], f"{path}: computes more than a shortcut without {', '.join(b.id for b in own)}"
         parent, _, name = path.rpartition(".")
-        old = module.get_submodule(path)
         module.get_submodule(parent)._modules[name] = rest
         rows.append((path, "module", type(old).__name__, type(rest).__name__))
     return rows, None

@@ -9,7 +9,7 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from hwprune.errors import HwpruneError, UsageError
 from hwprune.timing import Timer, timer_of
@@ -43,19 +43,26 @@ def check_engine(name: str) -> None:
         raise UsageError(f"unknown engine {name!r}; {hint}")
 
 
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _torch(model: "nn.Module", example: "torch.Tensor", threads: int) -> Timer:
     import torch
 
     from hwprune.train.evaluate import mode
 
     def timer(runs: int):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with mode(model, False), torch.inference_mode():
-                return timer_of(lambda: model(example))(runs)
-        finally:
-            torch.set_num_threads(before)
+        with _torch_threads(threads), mode(model, False), torch.inference_mode():
+            return timer_of(lambda: model(example))(runs)
 
     return timer
 
@@ -70,13 +77,8 @@ def _torch_compiled(model: "nn.Module", example: "torch.Tensor", threads: int) -
         compiled = torch.compile(model, options={"max_autotune": True, "freezing": True})
 
     def timer(runs: int):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with mode(model, False), torch.no_grad():
-                return timer_of(lambda: compiled(example))(runs)
-        finally:
-            torch.set_num_threads(before)
+        with _torch_threads(threads), mode(model, False), torch.no_grad():
+            return timer_of(lambda: compiled(example))(runs)
 
     return timer
 

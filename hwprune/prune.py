@@ -272,9 +272,8 @@ def _difference(pruned: nn.Module, module: nn.Module, graph: ChannelGraph, kept,
     """Where the pruned module runs but computes something else than the pruned graph: its forward derives a number
     from a size (the scale of attention, equal halves). None where the two agree or no operator could tell them apart.
     """
-    gone = graph.gone(widths_of(kept))
-    at = next(iter(graph.traced.graph.nodes)) if gone else _size_dependent(graph, kept)
-    if at is None:
+    gone, at = graph.removed(widths_of(kept)), _size_dependent(graph, kept)
+    if at is None and not gone:
         return None
     reference = resized_graph(module, graph, kept, free_batch=False)
     slice_tensors(reference, positions)

@@ -17,6 +17,7 @@ import hwprune
 from benchmarks import report
 from benchmarks.cifar10_resnet56.data import cifar10
 from benchmarks.cifar10_resnet56.model import INPUT_SHAPE, resnet56
+from benchmarks.outputs import difference
 from hwprune import api, runtime
 from hwprune.spec.weights import load_weights
 from hwprune.terminal import reporting
@@ -93,9 +94,7 @@ def output_difference(result) -> float:
     """Largest difference between the pruned artifact and the pruned torch model, relative to the largest output."""
     program = runtime.load(Path(result.out) / "artifact")
     x = np.random.default_rng(0).standard_normal(INPUT_SHAPE).astype(np.float32)
-    with torch.inference_mode():
-        expected = result.model.eval()(torch.from_numpy(x)).numpy()
-    return float(np.abs(program(x) - expected).max() / np.abs(expected).max())
+    return difference(program(x), result.model, torch.from_numpy(x))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 lines = done.stdout.strip().splitlines()
                 record = json.loads(lines[-1]) if done.returncode == 0 and lines else {"note": f"ended with {done.returncode}"}
-                record |= {"network": name, "variant": variant, "batch": batch, "commit": _commit()}
+                record |= {"network": name, "variant": variant, "batch": batch, "commit": report.commit()}
                 with options.results.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 print(name, variant, batch, _ratio(record) or record.get("note"), flush=True)
@@ -68,7 +68,8 @@ def measured(name: str, variant: str, batch: int, rounds: int) -> dict[str, Any]
     """One record: microseconds by engine, the spread of ours, the output's error, and what could not be done."""
     import tempfile
 
-    from benchmarks.networks.catalog import build, difference
+    from benchmarks.networks.catalog import build
+    from benchmarks.outputs import difference
     from hwprune import runtime
     from hwprune.costing import load_target
     from hwprune.engines import engine_timer
@@ -134,10 +135,6 @@ def _page(path: Path) -> Path:
 
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

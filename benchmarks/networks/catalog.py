@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -78,9 +77,3 @@ def build(name: str, variant: str, batch: int) -> tuple[nn.Module, torch.Tensor]
     kept = {g.id: top_units(scores[g.id], VARIANTS[variant](g.width)) for g in graph.groups}
     return prune(module, graph, kept)[0].eval(), x
 
-
-def difference(got: np.ndarray, module: nn.Module, x: torch.Tensor) -> float:
-    """Largest difference to torch's output, relative to the largest output."""
-    with torch.inference_mode():
-        expected = module(x).numpy()
-    return float(np.abs(got - expected).max() / np.abs(expected).max())

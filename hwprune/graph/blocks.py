@@ -24,7 +24,7 @@ from hwprune.graph.trace import Traced
 
 _ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 
-#: Modules with parameters on a shortcut that still count as a projection of what the branch reads: a layer and its norm.
+#: Parameters and buffers of a shortcut that still counts as a projection of what the branch reads: a layer's and its norm's.
 _PROJECTION_PARAMETERS = 6
 
 #: Branches that are added up in a row (attention and feed-forward in parallel) are few.

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from hwprune.errors import UsageError
+from hwprune.graph.blocks import Block
 from hwprune.graph.channels import ChannelGraph
 from hwprune.importance.gather import layer_adaptive, per_position, per_unit
 
@@ -32,12 +33,13 @@ class BatchNormScale:
         scores, missing = {}, []
         for group in graph.choices:
             own = [s for s in group.params if s.name in scales]
-            if not own and group in graph.groups:
-                missing.append(group.id)
-            if not own:
+            if own:
+                total = sum(per_unit(per_position(scales[s.name].abs(), s.dim), s) for s in own)
+                scores[group.id] = layer_adaptive(total)
+            elif isinstance(group, Block):
                 scores[group.id] = np.zeros(group.width)  # a residual branch is worth what its groups are
-                continue
-            scores[group.id] = layer_adaptive(sum(per_unit(per_position(scales[s.name].abs(), s.dim), s) for s in own))
+            else:
+                missing.append(group.id)
         if missing:
             named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise UsageError(f"--importance bn: no BatchNorm scale in {named}; freeze these groups or use l2 or taylor")

@@ -19,6 +19,7 @@ from hwprune.budget import Budget, format_bytes, format_us
 from hwprune.compile.lower import Network
 from hwprune.cost.base import CostModel, network_estimate
 from hwprune.errors import BudgetError, HwpruneError, Infeasible, UsageError
+from hwprune.graph.blocks import Block
 from hwprune.progress import SILENT, Progress
 from hwprune.results import FrontierPoint
 from hwprune.search import exact, greedy, pareto
@@ -165,13 +166,16 @@ class Search:
         self.value = tuple(importance_kept(self.scores[g], w) for g, w in zip(self.groups, self.widths))
         self.total = sum(float(np.sum(s)) for s in self.scores.values())
         number = {g: n for n, g in enumerate(self.groups)}
-        blocks = self.view.graph.blocks if self.settings.branches else ()
-        self._ties = tuple(tuple(number[g] for g in (b.id, *b.inner)) for b in blocks)
+        self._ties = tuple(tuple(number[g] for g in (b.id, *b.inner)) for b in self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[Block, ...]:
+        """The residual branches that the search may take out."""
+        return self.view.graph.blocks if self.settings.branches else ()
 
     def _may_go(self, group: str, widths: np.ndarray) -> np.ndarray:
         """The candidates of a group, and none of its units where it may go with a residual branch."""
-        blocks = self.view.graph.blocks if self.settings.branches else ()
-        goes = any(group in (block.id, *block.inner) for block in blocks)
+        goes = any(group in (block.id, *block.inner) for block in self._blocks)
         return np.concatenate([[0], widths]) if goes else widths
 
     def _problem(self, tight: Mapping[str, float], pessimistic: bool = False) -> Problem:

@@ -43,7 +43,7 @@ class NetworkView:
         self.network, self.graph, self._lower = network, graph, lower
         self._branch = [self._branch_of(call) for call in network.calls]
         self.depends = [self._groups_of(call, branch) for call, branch in zip(network.calls, self._branch)]
-        self._cache: dict[tuple, Workload | None] = {}
+        self._cache: dict[tuple, Workload] = {}
         self._without: dict[tuple[str, ...], NetworkView] = {}
 
     def _branch_of(self, call: Call) -> Block | None:
@@ -171,7 +171,7 @@ def terms(call_grids: Sequence[CallGrid], cost: Callable[[Workload], float], con
     unary: dict[int, np.ndarray] = {}
     pair: dict[tuple[int, int], np.ndarray] = {}
     for grid in call_grids:
-        base = of(grid.dense)
+        base = cost(grid.dense)
         constant += base
         moved = {g: np.array([of(w) for w in row]) - base for g, row in grid.unary.items()}
         for g, change in moved.items():
