@@ -8,7 +8,7 @@ lanes of the same number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Sequence
 
 
 from tvm import te, tirx
@@ -17,6 +17,9 @@ from hwprune.errors import UnsupportedOperator
 from hwprune.workload import OpCall, Workload
 
 Expr = Callable[..., tirx.Expr]
+#: an expression and its shape
+Value = tuple[Expr, tuple[int, ...]]
+Anchor = Callable[[OpCall, Sequence[Value]], Value]
 
 
 @dataclass
@@ -33,10 +36,24 @@ class Computation:
 def compute(workload: Workload) -> Computation:
     """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none."""
     inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
-    values: list[tuple[Expr, tuple[int, ...]]] = [(_reader(t), tuple(t.shape)) for t in _shaped(inputs, workload)]
+    expr, shape = _evaluated(workload, inputs, lambda call, values: ANCHOR_RULES[call.op](call, values, workload))
+    output = te.compute(shape, lambda *index: expr(*index), name="Y")
+    return Computation(inputs, output)
+
+
+def expression(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Anchor) -> Expr:
+    """The result of ``workload`` at an index, over buffers that hold its inputs.
+
+    anchor : (call, values so far) -> expression and shape of the anchor's result, for kernels that compute it their way.
+    """
+    return _evaluated(workload, buffers, anchor)[0]
+
+
+def _evaluated(workload: Workload, inputs: Sequence[te.Tensor | tirx.Buffer], anchor: Anchor) -> Value:
+    values: list[Value] = [(_reader(x), t.shape) for x, t in zip(inputs, workload.inputs)]
     for call in workload.ops:
         if call.op in ANCHOR_RULES:
-            values.append(ANCHOR_RULES[call.op](call, values, workload))
+            values.append(anchor(call, values))
         elif call.op in ELEMENTWISE:
             values.append(_elementwise(call, values))
         elif call.op in MOVEMENT:
@@ -44,27 +61,15 @@ def compute(workload: Workload) -> Computation:
         else:
             raise UnsupportedOperator(f"no kernel computes operator {call.op!r} (workload {workload.key})")
     expr, shape = values[-1]
-    if tuple(workload.output.shape) != shape:
+    if tuple(workload.output.shape) != tuple(shape):
         raise UnsupportedOperator(f"workload {workload.key} computes shape {shape}, but declares {workload.output.shape}")
-    output = te.compute(shape, lambda *index: expr(*index), name="Y")
-    return Computation(inputs, output)
+    return expr, shape
 
 
-class _Shaped:
-    def __init__(self, tensor: te.Tensor, shape: tuple[int, ...]):
-        self.tensor, self.shape = tensor, shape
-
-
-def _shaped(tensors: list[te.Tensor], workload: Workload) -> list[_Shaped]:
-    return [_Shaped(t, spec.shape) for t, spec in zip(tensors, workload.inputs)]
-
-
-def _reader(item: _Shaped) -> Expr:
-    def read(*index):
-        return item.tensor(*index)
-
-    read.tensor = item.tensor
-    return read
+def _reader(item: te.Tensor | tirx.Buffer) -> Expr:
+    if isinstance(item, te.Tensor):
+        return lambda *index: item(*index)
+    return lambda *index: item[index]
 
 
 # --- element-wise -----------------------------------------------------------------------------------------------

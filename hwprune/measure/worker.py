@@ -19,7 +19,7 @@ import numpy as np
 from hwprune.compile.emit_c import INPUT, OUTPUT, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels import candidates, primfunc
+from hwprune.kernels import candidates, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
 from hwprune.library import Library, Memory, aligned
 from hwprune.target import TargetProfile
@@ -75,16 +75,22 @@ class Kernels:
         return timers, failures
 
     def _library(self, workload: Workload, functions: dict[str, Any]) -> dict[str, Timer]:
-        arguments = tuple(Argument(INPUT, i, t.shape) for i, t in enumerate(workload.inputs))
-        arguments += (Argument(OUTPUT, 0, workload.output.shape),)
-        calls = [KernelCall(f"kernel{i}", arguments) for i in range(len(functions))]
-        facts = Facts(tuple(t.size_bytes // 4 for t in workload.inputs), (workload.output.size_bytes // 4,), 0, 0, self.threads)
+        inputs: list[tuple[int, TensorSpec]] = []  # schedules share an input that they read in the same shape
+        calls, result = [], Argument(OUTPUT, 0, workload.output.shape)
+        for i, text in enumerate(functions):
+            arguments = []
+            for number, spec in enumerate(kernel_inputs(workload, Config.from_text(text))):
+                if (number, spec) not in inputs:
+                    inputs.append((number, spec))
+                arguments.append(Argument(INPUT, inputs.index((number, spec)), spec.shape))
+            calls.append(KernelCall(f"kernel{i}", (*arguments, result)))
+        facts = Facts(tuple(t.size_bytes // 4 for _, t in inputs), (workload.output.size_bytes // 4,), 0, 0, self.threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernels.so")
             link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
         generator = np.random.default_rng(0)
-        buffers = [aligned(t.size_bytes).view(np.float32) for t in (*workload.inputs, workload.output)]
+        buffers = [aligned(t.size_bytes).view(np.float32) for t in (*(t for _, t in inputs), workload.output)]
         for buffer in buffers:
             buffer[:] = generator.standard_normal(buffer.size)
         memory = Memory(buffers[:-1], buffers[-1:], aligned(0), aligned(0))
