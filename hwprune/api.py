@@ -115,7 +115,7 @@ def search(
         network = lower(traced, profile)
     with clock.step("importance", f"importance ({criterion.name})"):
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
-    with clock.step("search"), Costing(profile, store, progress) as cost:
+    with clock.step("search"), Costing(profile, store, progress, weights_bytes=network.weight_bytes()) as cost:
         learner = cost if cost.measurable else None
         view = NetworkView(network, graph, lambda smaller: lower(smaller, profile))
 
@@ -260,7 +260,7 @@ def measure(
     graph = analyze(traced, freeze)
     view = NetworkView(lower(traced, profile), graph)
     full = {g.id: g.width for g in graph.groups}
-    with Costing(profile, store, progress) as cost:
+    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
         cost.measure(view.workloads({}), "tune")
         widths = candidate_widths(view, full, cost.prior)
         narrowed = [

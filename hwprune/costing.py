@@ -36,8 +36,11 @@ class Costing:
     prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
     """
 
-    def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT):
-        """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
+    def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT, *, weights_bytes: int = 0):
+        """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError.
+
+        weights_bytes : of the network that it is about, see ``Measurer``.
+        """
         self.profile, self.measurable = profile, profile.runs_here()
         self.prior = AnalyticModel(profile)
         self._calibrated: list["Network"] = []
@@ -48,7 +51,7 @@ class Costing:
             from hwprune.measure.store import Store
 
             self.store = Store(store, progress)
-            self.measurer = Measurer(profile, self.store, progress)
+            self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes)
             self.model = TableModel(lambda: self.store.all_best(self.measurer.context), self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:

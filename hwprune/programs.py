@@ -34,10 +34,14 @@ def compile_to(
     store: str | Path | None,
     record: dict[str, Any],
     progress: Progress = SILENT,
+    weights_bytes: int = 0,
 ) -> Path:
-    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can."""
+    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can.
+
+    weights_bytes : of the network for which kernels were measured before, if that is another one (see ``Measurer``).
+    """
     network = lower(trace(model, example), profile)
-    with Costing(profile, store, progress) as cost:
+    with Costing(profile, store, progress, weights_bytes=weights_bytes or network.weight_bytes()) as cost:
         if cost.measurable:
             cost.measure(network.workloads(), "tune")
         with progress.task(f"compiling for {profile.name}"):

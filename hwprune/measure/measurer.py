@@ -26,22 +26,41 @@ from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 #: effort -> (the rule's own schedules, schedules of relatives, finalists timed properly, rounds)
-EFFORTS = {"quick": (3, 2, 2, 9), "tune": (14, 4, 4, 15)}
+EFFORTS = {"quick": (4, 2, 2, 9), "tune": (24, 4, 4, 15)}
 
 _BASELINE_ROUNDS = 60
 _NETWORK_ROUNDS = 40
 
 
+def spread_bytes(weights_bytes: int, profile: TargetProfile) -> int:
+    """Bytes of memory over which a kernel's constants are spread when it is measured, for a network of ``weights_bytes``.
+
+    Powers of two, so that networks of about the same size share measurements; 0 where all fits into the nearest caches of
+    the cores, at most what no cache holds.
+    """
+    memory = profile.memory
+    if weights_bytes <= profile.threads * memory.l2_bytes:
+        return 0
+    most = 2 * max(memory.l3_bytes, profile.threads * memory.l2_bytes)
+    return min(1 << (weights_bytes - 1).bit_length(), 1 << (most - 1).bit_length())
+
+
 class Measurer:
     """Measures on this machine for ``profile``; close it (or use ``with``) to end its process.
+
+    weights_bytes : of the network whose kernels are measured. In a network they find their constants in a cache, or they
+        do not: measured alone they are made to find them as far away.
 
     Raises MeasureError from any method when no schedule of a workload can be built and run.
     """
 
-    def __init__(self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None):
+    def __init__(
+        self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None, weights_bytes: int = 0
+    ):
         self.profile, self.store, self.progress = profile, store, progress
         self.threads = threads or profile.threads
-        self.context = Context(local_device(), self.threads, software(profile))
+        self._spread_bytes = spread_bytes(weights_bytes, profile)
+        self.context = Context(local_device(), self.threads, software(profile, self._spread_bytes))
         self._worker = Worker(profile, self.threads)
         self._known: dict[str, Measurement] = {m.workload.key: m for m in store.all_best(self.context)}
         self._baseline: float | None = None
@@ -85,7 +104,7 @@ class Measurer:
             try:
                 answer = self._worker.ask(
                     "measure", workload=workload.to_json(), configs=remaining, finalists=finalists, rounds=rounds,
-                    timeout_s=30.0 + 5.0 * len(remaining),
+                    spread_bytes=self._spread_bytes, timeout_s=30.0 + 5.0 * len(remaining),
                 )
             except WorkerLost as err:
                 survivors = self._without_culprit(workload, remaining, own, str(err))
@@ -100,7 +119,8 @@ class Measurer:
         survivors = []
         for config in configs:
             try:
-                self._worker.ask("measure", workload=workload.to_json(), configs=[config], finalists=1, rounds=1, timeout_s=30.0)
+                self._worker.ask("measure", workload=workload.to_json(), configs=[config], finalists=1, rounds=1,
+                                 spread_bytes=0, timeout_s=30.0)
                 survivors.append(config)
             except WorkerLost:
                 self.store.record_failure(workload, config, self.context, why, effort)

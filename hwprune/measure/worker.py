@@ -12,16 +12,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from hwprune.compile.emit_c import INPUT, OUTPUT, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels import candidates, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
-from hwprune.library import Library, Memory, aligned
+from hwprune.library import ALIGNMENT, Library, Memory, aligned
 from hwprune.target import TargetProfile
 from hwprune.workload import OpCall, TensorSpec, Workload
 
@@ -47,57 +47,86 @@ class Kernels:
             raise CompileError(f"the reference kernel cannot be built: {failures}")
         self.reference = timers[config.to_text()]
 
-    def timers(self, workload: Workload, configs: list[str]) -> tuple[dict[str, Timer], dict[str, str]]:
-        """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built."""
+    def timers(self, workload: Workload, configs: list[str], spread_bytes: int = 0) -> tuple[dict[str, Timer], dict[str, str]]:
+        """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built.
+
+        spread_bytes : copies of the constants take up this much memory and take turns, as in a network of so many bytes.
+        """
         functions, failures = {}, {}
         for text in configs:
             try:
                 functions[text] = primfunc(workload, self.profile, Config.from_text(text))
             except (Infeasible, CompileError, RuntimeError, ValueError, TypeError) as err:
                 failures[text] = last_line(err)
-        timers, unbuilt = self._build(workload, functions)
+        timers, unbuilt = self._build(workload, functions, spread_bytes)
         return timers, {**failures, **unbuilt}
 
-    def _build(self, workload: Workload, functions: dict[str, Any]) -> tuple[dict[str, Timer], dict[str, str]]:
+    def _build(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> tuple[dict[str, Timer], dict[str, str]]:
         """All schedules in one library: one link for all of them; one by one if that fails."""
         if not functions:
             return {}, {}
         try:
-            return self._library(workload, functions), {}
+            return self._library(workload, functions, spread_bytes), {}
         except CompileError as err:
             if len(functions) == 1:
                 return {}, dict.fromkeys(functions, last_line(err))
         timers, failures = {}, {}
         for text, function in functions.items():
-            built, failed = self._build(workload, {text: function})
+            built, failed = self._build(workload, {text: function}, spread_bytes)
             timers.update(built)
             failures.update(failed)
         return timers, failures
 
-    def _library(self, workload: Workload, functions: dict[str, Any]) -> dict[str, Timer]:
-        inputs: list[tuple[int, TensorSpec]] = []  # schedules share an input that they read in the same shape
-        calls, result = [], Argument(OUTPUT, 0, workload.output.shape)
-        for i, text in enumerate(functions):
-            arguments = []
-            for number, spec in enumerate(kernel_inputs(workload, Config.from_text(text))):
-                if (number, spec) not in inputs:
-                    inputs.append((number, spec))
-                arguments.append(Argument(INPUT, inputs.index((number, spec)), spec.shape))
-            calls.append(KernelCall(f"kernel{i}", (*arguments, result)))
-        facts = Facts(tuple(t.size_bytes // 4 for _, t in inputs), (workload.output.size_bytes // 4,), 0, 0, self.threads)
+    def _library(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> dict[str, Timer]:
+        layout = _Layout()
+        result = Argument(OUTPUT, 0, workload.output.shape)
+        calls = [
+            KernelCall(f"kernel{i}", (*layout.arguments(kernel_inputs(workload, Config.from_text(text))), result))
+            for i, text in enumerate(functions)
+        ]
+        inputs = [workload.inputs[i] for i in layout.inputs]
+        facts = Facts(tuple(t.size_bytes // 4 for t in inputs), (workload.output.size_bytes // 4,), layout.weights_bytes, 0, self.threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernels.so")
             link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
-        generator = np.random.default_rng(0)
-        buffers = [aligned(t.size_bytes).view(np.float32) for t in (*(t for _, t in inputs), workload.output)]
-        for buffer in buffers:
-            buffer[:] = generator.standard_normal(buffer.size)
-        memory = Memory(buffers[:-1], buffers[-1:], aligned(0), aligned(0))
+        copies = max(1, spread_bytes // max(layout.weights_bytes, 1))
+        memory = Memory([_noise(t.size_bytes) for t in inputs], [_noise(workload.output.size_bytes)],
+                        _noise(layout.weights_bytes, copies), aligned(0), copies)  # fmt: skip
         return {text: self._timer(library, memory, step) for step, text in enumerate(functions)}
 
     def _timer(self, library: Library, memory: Memory, step: int) -> Timer:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
+
+
+class _Layout:
+    """Where the operands of a workload's kernels lie: kernels that read a constant in the same shape share it."""
+
+    def __init__(self) -> None:
+        self.inputs: list[int] = []  # numbers of the workload's inputs that are activations
+        self.weights_bytes = 0
+        self._constants: dict[tuple[int, tuple[int, ...]], Argument] = {}
+
+    def arguments(self, specs: Sequence[TensorSpec]) -> list[Argument]:
+        return [self._constant(i, t) if t.role == "weight" else self._input(i, t) for i, t in enumerate(specs)]
+
+    def _input(self, number: int, spec: TensorSpec) -> Argument:
+        if number not in self.inputs:
+            self.inputs.append(number)
+        return Argument(INPUT, self.inputs.index(number), spec.shape)
+
+    def _constant(self, number: int, spec: TensorSpec) -> Argument:
+        if (number, spec.shape) not in self._constants:
+            self._constants[number, spec.shape] = Argument(WEIGHTS, self.weights_bytes, spec.shape)
+            self.weights_bytes += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
+        return self._constants[number, spec.shape]
+
+
+def _noise(size: int, copies: int = 1) -> np.ndarray:
+    """``copies`` of the same random float32 numbers, one after the other, uint8 [copies * size]."""
+    buffer = aligned(size * copies)
+    buffer.view(np.float32).reshape(copies, -1)[:] = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    return buffer
 
 
 def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
@@ -133,7 +162,7 @@ def _count(timer: Timer, burst_s: float) -> int:
 def _measure(state: dict, request: dict) -> dict:
     """Build each schedule of a workload, screen them briefly, time the best few properly."""
     kernels: Kernels = state["kernels"]
-    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"])
+    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"], request["spread_bytes"])
     if len(timers) > request["finalists"]:
         screen = rounds_of(timers, 3, kernels.reference, BURST_S / 2)["samples"]
         best = sorted(timers, key=lambda text: min(screen[text]))[: request["finalists"]]
