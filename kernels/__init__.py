@@ -20,7 +20,7 @@ from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 3
+KERNELS_VERSION = 4
 
 #: In the order in which their candidates take turns.
 RULES: tuple[Rule, ...] = (conv_direct, winograd, elementwise)

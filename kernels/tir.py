@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Callable, Sequence
 
-import tvm
 from tvm import tirx
 
-Index = "tirx.Expr | int"
 _KINDS = {
     "serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL, "vectorized": tirx.ForKind.VECTORIZED,
     "unrolled": tirx.ForKind.UNROLLED,
@@ -77,5 +75,3 @@ def function(buffers: Sequence[tirx.Buffer], body: tirx.Stmt) -> tirx.PrimFunc:
     attrs = {"global_symbol": "main", "tirx.noalias": True}
     return tirx.PrimFunc(list(buffers), body).with_attrs(attrs)
 
-
-_ = tvm

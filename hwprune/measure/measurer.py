@@ -15,7 +15,7 @@ import numpy as np
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, is_exact
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
 from hwprune.measure.estimate import Latency, estimate, estimate_together
@@ -50,21 +50,31 @@ class Measurer:
 
     weights_bytes : of the network whose kernels are measured. In a network they find their constants in a cache, or they
         do not: measured alone they are made to find them as far away.
+    exact : leave out kernels whose results differ by more than the rounding of single operations.
 
     Raises MeasureError from any method when no schedule of a workload can be built and run.
     """
 
     def __init__(
-        self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None, weights_bytes: int = 0
-    ):
+        self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None, *,
+        weights_bytes: int = 0, exact: bool = False,
+    ):  # fmt: skip
         self.profile, self.store, self.progress = profile, store, progress
         self.threads = threads or profile.threads
         self._spread_bytes = spread_bytes(weights_bytes, profile)
         self.context = Context(local_device(), self.threads, software(profile, self._spread_bytes))
         self._worker = Worker(profile, self.threads)
-        self._known: dict[str, Measurement] = {m.workload.key: m for m in store.all_best(self.context)}
+        self.exact = exact
+        self._known: dict[str, Measurement] = {m.workload.key: m for m in self.measured()}
         self._baseline: float | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="hwprune.")
+
+    def measured(self) -> list[Measurement]:
+        """The fastest schedule of everything that the store has, of those that may be used."""
+        return self.store.all_best(self.context, self._admits)
+
+    def _admits(self, config: str) -> bool:
+        return not self.exact or is_exact(Config.from_text(config))
 
     def best(self, workload: Workload) -> Latency | None:
         """The latency of the fastest schedule measured for ``workload``; None if there is none."""
@@ -74,7 +84,7 @@ class Measurer:
     def schedule(self, workload: Workload) -> Config:
         """The fastest schedule measured, or the rule's best guess where nothing was."""
         found = self._known.get(workload.key)
-        return Config.from_text(found.config) if found else candidates(workload, self.profile)[0]
+        return Config.from_text(found.config) if found else self._offered(workload)[0]
 
     def ensure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what the store lacks, or has with less effort than this."""
@@ -88,6 +98,9 @@ class Measurer:
                 self._measure(workload, effort)
                 task.advance()
 
+    def _offered(self, workload: Workload) -> Sequence[Config]:
+        return candidates(workload, self.profile, self.exact)
+
     def _effort(self, workload: Workload) -> int:
         found = self._known.get(workload.key)
         return found.effort if found else 0
@@ -95,7 +108,7 @@ class Measurer:
     def _measure(self, workload: Workload, effort: str) -> None:
         own, related, finalists, rounds = EFFORTS[effort]
         failed = self.store.failures(workload, self.context)
-        offered = [text for c in candidates(workload, self.profile) if (text := c.to_text()) not in failed][:own]
+        offered = [text for c in self._offered(workload) if (text := c.to_text()) not in failed][:own]
         incumbent = self._known.get(workload.key)
         known = [*([incumbent.config] if incumbent else []), *self._of_relatives(workload, related)]
         configs = [text for text in dict.fromkeys([*known, *offered]) if text not in failed]

@@ -35,6 +35,8 @@ ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
 #: The reference kernel: a convolution that neither misses caches nor is too short to time.
 REFERENCE = dict(height=16, width=16, channels=32)
 
+_NOISE = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
+
 
 class Kernels:
     """Builds kernels the way artifacts are built, and times them."""
@@ -78,54 +80,45 @@ class Kernels:
         return timers, failures
 
     def _library(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> dict[str, Timer]:
-        layout = _Layout()
+        activations = [t for t in workload.inputs if t.role != "weight"]
         result = Argument(OUTPUT, 0, workload.output.shape)
-        calls = [
-            KernelCall(f"kernel{i}", (*layout.arguments(kernel_inputs(workload, Config.from_text(text))), result))
-            for i, text in enumerate(functions)
-        ]
-        inputs = [workload.inputs[i] for i in layout.inputs]
-        facts = Facts(tuple(t.size_bytes // 4 for t in inputs), (workload.output.size_bytes // 4,), layout.weights_bytes, 0, self.threads)
+        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in functions]
+        calls = [KernelCall(f"kernel{i}", (*arguments, result)) for i, (arguments, _) in enumerate(operands)]
+        most = max(size for _, size in operands)
+        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernels.so")
             link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
-        copies = max(1, spread_bytes // max(layout.weights_bytes, 1))
-        memory = Memory([_noise(t.size_bytes) for t in inputs], [_noise(workload.output.size_bytes)],
-                        _noise(layout.weights_bytes, copies), aligned(0), copies)  # fmt: skip
-        return {text: self._timer(library, memory, step) for step, text in enumerate(functions)}
+        inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
+        weights, scratch = _noise(max(spread_bytes, most)), aligned(0)
+        timers = {}
+        for step, (text, (_, size)) in enumerate(zip(functions, operands)):
+            copies = weights.size // size if size else 1
+            timers[text] = self._timer(library, Memory(inputs, [output], weights[: copies * size], scratch, copies), step)
+        return timers
 
     def _timer(self, library: Library, memory: Memory, step: int) -> Timer:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
 
 
-class _Layout:
-    """Where the operands of a workload's kernels lie: kernels that read a constant in the same shape share it."""
-
-    def __init__(self) -> None:
-        self.inputs: list[int] = []  # numbers of the workload's inputs that are activations
-        self.weights_bytes = 0
-        self._constants: dict[tuple[int, tuple[int, ...]], Argument] = {}
-
-    def arguments(self, specs: Sequence[TensorSpec]) -> list[Argument]:
-        return [self._constant(i, t) if t.role == "weight" else self._input(i, t) for i, t in enumerate(specs)]
-
-    def _input(self, number: int, spec: TensorSpec) -> Argument:
-        if number not in self.inputs:
-            self.inputs.append(number)
-        return Argument(INPUT, self.inputs.index(number), spec.shape)
-
-    def _constant(self, number: int, spec: TensorSpec) -> Argument:
-        if (number, spec.shape) not in self._constants:
-            self._constants[number, spec.shape] = Argument(WEIGHTS, self.weights_bytes, spec.shape)
-            self.weights_bytes += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
-        return self._constants[number, spec.shape]
+def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
+    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
+    arguments, activations, size = [], 0, 0
+    for spec in specs:
+        if spec.role == "weight":
+            arguments.append(Argument(WEIGHTS, size, spec.shape))
+            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
+        else:
+            arguments.append(Argument(INPUT, activations, spec.shape))
+            activations += 1
+    return arguments, size
 
 
-def _noise(size: int, copies: int = 1) -> np.ndarray:
-    """``copies`` of the same random float32 numbers, one after the other, uint8 [copies * size]."""
-    buffer = aligned(size * copies)
-    buffer.view(np.float32).reshape(copies, -1)[:] = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+def _noise(size: int) -> np.ndarray:
+    """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
+    buffer = aligned(size)
+    buffer.view(np.float32)[:] = np.resize(_NOISE, size // 4)
     return buffer
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
-from hwprune.kernels import build, candidates, primfunc
+from hwprune.kernels import build, candidates, primfunc, repacked
 from hwprune.kernels.schedule import Config
 
 #: name -> (operator, its input); the input is made by a kernel before it
@@ -35,14 +35,14 @@ def tried(lanes: int) -> tuple[str, ...]:
     return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise")
 
 
-_SAMPLE = 6
+_SAMPLE = 10
 
 
 def sample(offered: list[Config]) -> list[Config]:
     """The first, one of each value of each parameter that is a choice, and some from all over the list."""
     picked = [offered[0]]
-    for parameter in ("split", "order"):
-        values = {dict(c.params).get(parameter): c for c in reversed(offered)}
+    for parameter in ("rule", "m", "split", "order"):
+        values = {c.rule if parameter == "rule" else dict(c.params).get(parameter): c for c in reversed(offered)}
         picked += list(values.values())
     picked += offered[:: max(1, len(offered) // 3)]
     return list(dict.fromkeys(picked))[:_SAMPLE]
@@ -86,11 +86,13 @@ def _outcomes(profile) -> dict[str, list[tuple[Config, np.ndarray]]]:
     generator = np.random.default_rng(0)
     found = {}
     for name, (workload, configs) in cases.items():
-        inputs = [tvm.runtime.tensor(generator.standard_normal(t.shape).astype(t.dtype)) for t in workload.inputs]
+        inputs = [generator.standard_normal(t.shape).astype(t.dtype) for t in workload.inputs]
         results = []
         for i, config in enumerate(configs):
             output = tvm.runtime.tensor(np.full(workload.output.shape, np.nan, np.float32))
-            module[f"{name}_{i}"](*inputs, output)
+            packed = repacked(workload, config)
+            operands = [packed[k].transform(x) if k in packed else x for k, x in enumerate(inputs)]
+            module[f"{name}_{i}"](*map(tvm.runtime.tensor, operands), output)
             results.append((config, output.numpy()))
         found[name] = results
     return found
