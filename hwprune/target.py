@@ -59,6 +59,9 @@ class Core(_Frozen):
     fma_latency_cycles: int = Field(default=4, gt=0)
     frequency_mhz: float = Field(gt=0)
     in_order: bool = False
+    lane_broadcast: bool = Field(
+        default=False, description="a multiply-add takes one lane of a vector register for all lanes, at no cost"
+    )
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         return self.vector_bits // (8 * dtype_bytes)
@@ -81,6 +84,13 @@ class Overhead(_Frozen):
     network_us: float = Field(default=2.0, ge=0, description="call of one network")
 
 
+class InCore(_Frozen):
+    """Who predicts the cycles of a loop on this core, its data in L1."""
+
+    tool: Literal["osaca", "llvm-mca"]
+    model: str = Field(min_length=1, description="the tool's name for the core: osaca's --arch, llvm-mca's -mcpu")
+
+
 class TargetProfile(_Frozen):
     """See the module docstring. Every figure has its source in ``source``, keyed by ``table.key`` or ``table``."""
 
@@ -96,6 +106,7 @@ class TargetProfile(_Frozen):
     core: Core
     memory: Memory
     overhead: Overhead = Overhead()
+    incore: InCore | None = None
     source: dict[str, str] = {}
 
     @model_validator(mode="after")
