@@ -89,6 +89,9 @@ class InCore(_Frozen):
 
     tool: Literal["osaca", "llvm-mca"]
     model: str = Field(min_length=1, description="the tool's name for the core: osaca's --arch, llvm-mca's -mcpu")
+    instructions_per_cycle: float | None = Field(
+        default=None, gt=0, description="what the front end takes in, where the tool does not count it (osaca)"
+    )
 
 
 class TargetProfile(_Frozen):

@@ -12,6 +12,7 @@ import tvm
 from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
+from hwprune.kernels.arm import conv_lane
 from hwprune.kernels.common import conv_direct, elementwise
 from hwprune.kernels.schedule import Config, Rule
 from hwprune.target import TargetProfile
@@ -21,7 +22,7 @@ from hwprune.workload import Workload
 KERNELS_VERSION = 2
 
 #: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_direct, elementwise)
+RULES: tuple[Rule, ...] = (conv_lane, conv_direct, elementwise)
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config]:

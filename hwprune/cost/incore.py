@@ -56,8 +56,9 @@ class Loop:
 class Prediction:
     """Cycles of one iteration of a loop.
 
-    throughput_cycles, latency_cycles : bound by ports, and by the longest chain through an iteration; an in-order core's
-        simulation has both in one, ``latency_cycles`` is zero there.
+    throughput_cycles : by ports, by what the front end takes in, and by the multiply-adds that the profile says the core
+        starts. llvm-mca simulates an in-order core whole: its cycles stand here.
+    latency_cycles : by the longest chain of dependent instructions from one iteration to the next; zero from llvm-mca.
     fma_fraction : multiply-adds started per cycle over the most that the core starts.
     unknown : instructions that the tool has no figures for, and counted as free.
     """
@@ -112,8 +113,11 @@ def predict_loop(loop: Loop, profile: TargetProfile) -> Prediction:
     missing = missing_tool(profile)
     if missing:
         raise NoLatency(missing)
-    throughput, latency, unknown = _TOOLS[profile.incore.tool](loop, profile)
-    fraction = loop.multiply_adds / max(throughput, latency) / profile.core.fma_per_cycle
+    ports, latency, unknown = _TOOLS[profile.incore.tool](loop, profile)
+    least = loop.multiply_adds / profile.core.fma_per_cycle
+    front_end = len(loop.instructions) / profile.incore.instructions_per_cycle if profile.incore.instructions_per_cycle else 0.0
+    throughput = max(ports, front_end, least)
+    fraction = least / max(throughput, latency)
     return Prediction(loop, throughput, latency, fraction, profile.incore.tool, tuple(unknown))
 
 
