@@ -193,7 +193,13 @@ class TargetProfile(_Frozen):
         """Hash of everything that affects generated code or a cost model."""
         import hashlib
 
-        text = self.model_dump_json(exclude={"source", "description", "name", "alias_of"})
+        unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of"), True)
+        # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
+        if self.incore is None:
+            unread["incore"] = True
+        if not self.core.lane_broadcast:
+            unread["core"] = {"lane_broadcast"}
+        text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
