@@ -92,6 +92,11 @@ class InCore(_Frozen):
     instructions_per_cycle: float | None = Field(
         default=None, gt=0, description="what the front end takes in, where the tool does not count it (osaca)"
     )
+    in_order_write_back: bool = Field(
+        default=True,
+        description="llvm-mca, in-order cores: results are written back in program order but for what LLVM's model marks; "
+        "false for a core whose model lacks the marks",
+    )
 
 
 class TargetProfile(_Frozen):

@@ -21,6 +21,8 @@ name = "conv_lane"
 
 #: TVM keeps a buffer in registers (on the stack, for LLVM to promote) below this size, and allocates it above.
 _STACK_BYTES = 1024
+#: What a tile that leaves few registers free is thought to cost an in-order core.
+_CROWDED = 1.05
 
 Tile = tuple[int, int, int]
 
@@ -36,14 +38,18 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 
 def _tiles(g: Geometry, profile: TargetProfile) -> Iterator[Tile]:
-    """Register tiles that fit: accumulators, a vector of each pixel, and the weights of one step."""
+    """Register tiles that fit."""
     for cov in (c for c in divisors(g.blocks) if c <= 8):
         for wt in split_sizes(g.ow):
             for ht in (h for h in divisors(g.oh) if h <= 4):
-                pixels = ht * wt
-                # one more: the weights of the next step are loaded while the last ones of this are in use
-                if pixels * cov + pixels + cov + 1 <= profile.core.vector_registers and _staged_bytes(ht, wt, g) < _STACK_BYTES:
+                if _spare_registers(ht * wt, cov, profile) >= 0 and _staged_bytes(ht, wt, g) < _STACK_BYTES:
                     yield ht, wt, cov
+
+
+def _spare_registers(pixels: int, cov: int, profile: TargetProfile) -> int:
+    """What accumulators, a vector of each pixel and the weights of one step leave free of the registers."""
+    # one more: the weights of the next step are loaded while the last ones of this are in use
+    return profile.core.vector_registers - (pixels * cov + pixels + cov + 1)
 
 
 def _staged_bytes(ht: int, wt: int, g: Geometry) -> int:
@@ -59,7 +65,9 @@ def _tile_cost(tile: Tile, g: Geometry, profile: TargetProfile) -> float:
     ports, latency = fmas / core.fma_per_cycle, g.lanes * core.fma_latency_cycles
     # an in-order core starts a load of a whole vector alone; elsewhere loads only fill the queues
     cycles = ports + loads if core.in_order else max(ports, loads / core.fma_per_cycle) + 0.05 * loads
-    return max(cycles, latency) / fmas * pixel_waste(g, wt)
+    # for an in-order core LLVM unrolls the loop and loads far ahead, and may spill where few registers are free
+    crowded = core.in_order and _spare_registers(pixels, cov, profile) < core.vector_registers // 8
+    return max(cycles, latency) / fmas * pixel_waste(g, wt) * (_CROWDED if crowded else 1)
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
