@@ -41,7 +41,7 @@ test-unit: venv ## Tests that compile nothing, a process a core
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit
 
 test-kernels: venv ## Tests that build and run kernels on this machine
-	$(PYTEST) tests/kernels
+	$(PYTEST) -rs tests/kernels
 
 test-device: venv ## Tests that need a cross compiler and an emulator
 	$(PYTEST) -rs tests/device

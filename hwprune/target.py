@@ -59,6 +59,9 @@ class Core(_Frozen):
     fma_latency_cycles: int = Field(default=4, gt=0)
     frequency_mhz: float = Field(gt=0)
     in_order: bool = False
+    lane_broadcast: bool = Field(
+        default=False, description="a multiply-add takes one lane of a vector register for all lanes, at no cost"
+    )
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         return self.vector_bits // (8 * dtype_bytes)
@@ -81,6 +84,21 @@ class Overhead(_Frozen):
     network_us: float = Field(default=2.0, ge=0, description="call of one network")
 
 
+class InCore(_Frozen):
+    """Who predicts the cycles of a loop on this core, its data in L1."""
+
+    tool: Literal["osaca", "llvm-mca"]
+    model: str = Field(min_length=1, description="the tool's name for the core: osaca's --arch, llvm-mca's -mcpu")
+    instructions_per_cycle: float | None = Field(
+        default=None, gt=0, description="what the front end takes in, where the tool does not count it (osaca)"
+    )
+    in_order_write_back: bool = Field(
+        default=True,
+        description="llvm-mca, in-order cores: results are written back in program order but for what LLVM's model marks; "
+        "false for a core whose model lacks the marks",
+    )
+
+
 class TargetProfile(_Frozen):
     """See the module docstring. Every figure has its source in ``source``, keyed by ``table.key`` or ``table``."""
 
@@ -96,6 +114,7 @@ class TargetProfile(_Frozen):
     core: Core
     memory: Memory
     overhead: Overhead = Overhead()
+    incore: InCore | None = None
     source: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -179,7 +198,13 @@ class TargetProfile(_Frozen):
         """Hash of everything that affects generated code or a cost model."""
         import hashlib
 
-        text = self.model_dump_json(exclude={"source", "description", "name", "alias_of"})
+        unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of"), True)
+        # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
+        if self.incore is None:
+            unread["incore"] = True
+        if not self.core.lane_broadcast:
+            unread["core"] = {"lane_broadcast"}
+        text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

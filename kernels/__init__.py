@@ -14,6 +14,7 @@ import tvm
 from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
+from hwprune.kernels.arm import conv_lane
 from hwprune.kernels.common import conv_direct, elementwise, winograd
 from hwprune.kernels.schedule import Config, Repack, Rule
 from hwprune.target import TargetProfile
@@ -22,21 +23,24 @@ from hwprune.workload import TensorSpec, Workload
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
 KERNELS_VERSION = 4
 
-#: In the order in which their candidates take turns.
-RULES: tuple[Rule, ...] = (conv_direct, winograd, elementwise)
+#: The first rule that offers candidates has the workload.
+RULES: tuple[Rule, ...] = (conv_lane, conv_direct, elementwise)
+
+#: Rules that offer another way to compute a workload, beside the rule that has it.
+ALTERNATIVES: tuple[Rule, ...] = (winograd,)
 
 
 def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) -> Sequence[Config]:
-    """Configurations for ``workload``, the most promising first; where several rules have some, they take turns.
+    """Configurations for ``workload``, the most promising first; those of alternatives take turns with the others.
 
     exact : leave out rules whose results differ by more than the rounding of single operations.
     CompileError if no rule takes the workload.
     """
-    offered = [rule.candidates(workload, profile) or () for rule in RULES if not exact or _is_exact(rule)]
-    merged = [config for config in chain.from_iterable(zip_longest(*offered)) if config is not None]
-    if not merged:
+    offered = next(filter(None, (rule.candidates(workload, profile) for rule in RULES)), None)
+    if offered is None:
         raise CompileError(f"no schedule rule takes workload {workload.key}")
-    return merged
+    others = [rule.candidates(workload, profile) or () for rule in ALTERNATIVES if not exact or _is_exact(rule)]
+    return [config for config in chain.from_iterable(zip_longest(offered, *others)) if config is not None]
 
 
 def primfunc(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
@@ -69,7 +73,7 @@ def _is_exact(rule: Rule) -> bool:
 
 
 def _rule(config: Config) -> Rule:
-    for rule in RULES:
+    for rule in (*RULES, *ALTERNATIVES):
         if rule.name == config.rule:
             return rule
     raise Infeasible(f"unknown schedule rule {config.rule!r}")

@@ -28,14 +28,20 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("conv2d", "dense"):
         return None
-    geometry = _Geometry(workload)
-    tiles = sorted(_tiles(geometry, profile), key=lambda t: _tile_cost(t, geometry, profile))
+    geometry = Geometry(workload)
+    return rank_tiles(name, geometry, profile, _tiles(geometry, profile), _tile_cost)
+
+
+def rank_tiles(rule: str, geometry: Geometry, profile: TargetProfile, tiles, tile_cost) -> list[Config]:
+    """Configurations of ``rule`` over the best of ``tiles`` (ht, wt, cov), with every loop order and partition."""
+    tiles = sorted(tiles, key=lambda t: tile_cost(t, geometry, profile))
     ranked = []
     for rank, (ht, wt, cov) in enumerate(tiles[:12]):
+        tile = tile_cost((ht, wt, cov), geometry, profile)
         for order in ORDERS:
             for split, rows in _partitions(geometry, ht, cov, profile):
-                cost = _cost(geometry, profile, ht, wt, cov, order, split, rows)
-                ranked.append((cost, rank, Config.make(name, ht=ht, wt=wt, cov=cov, order=order, split=split, rows=rows)))
+                cost = _cost(geometry, profile, tile, ht, cov, order, split, rows)
+                ranked.append((cost, rank, Config.make(rule, ht=ht, wt=wt, cov=cov, order=order, split=split, rows=rows)))
     ranked.sort(key=lambda item: item[:2])
     return _varied(ranked)
 
@@ -50,7 +56,7 @@ def _varied(ranked: list[tuple[float, int, Config]]) -> list[Config]:
     return [config for _, _, config in sorted(spread, key=lambda item: item[:2])]
 
 
-class _Geometry:
+class Geometry:
     """Extents of a convolution or matrix product, pixels as (n, oh, ow)."""
 
     def __init__(self, workload: Workload):
@@ -70,19 +76,19 @@ class _Geometry:
         self.reduction = self.kh * self.kw * self.ci
 
 
-def _tiles(g: _Geometry, profile: TargetProfile):
+def _tiles(g: Geometry, profile: TargetProfile):
     """Register tiles that fit: accumulators plus the operands in flight stay within the register file."""
     # LLVM unrolls the reduction for an in-order core and loads far ahead: there more operands are in flight
     registers = profile.core.vector_registers - (profile.core.vector_registers // 4 if profile.core.in_order else 2)
     wide = max(1, g.lanes // profile.lanes)
     for cov in (c for c in divisors(g.blocks) if c <= 8):
-        for wt in _split_sizes(g.ow):
+        for wt in split_sizes(g.ow):
             for ht in (h for h in divisors(g.oh) if h <= 4):
                 if (ht * wt * cov + cov) * wide <= registers:
                     yield ht, wt, cov
 
 
-def _split_sizes(extent: int) -> list[int]:
+def split_sizes(extent: int) -> list[int]:
     """Tile widths: divisors, and for extents with poor ones, sizes with a remainder."""
     sizes = {d for d in divisors(extent) if d <= 32}
     if max((d for d in sizes if d <= 16), default=1) < 4:
@@ -90,7 +96,7 @@ def _split_sizes(extent: int) -> list[int]:
     return sorted(sizes)
 
 
-def _tile_cost(tile: tuple[int, int, int], g: _Geometry, profile: TargetProfile) -> float:
+def _tile_cost(tile: tuple[int, int, int], g: Geometry, profile: TargetProfile) -> float:
     """Cycles per fused multiply-add, from the three limits of an inner loop: ports, latency, loads."""
     ht, wt, cov = tile
     core = profile.core
@@ -98,11 +104,15 @@ def _tile_cost(tile: tuple[int, int, int], g: _Geometry, profile: TargetProfile)
     ports = fmas / core.fma_per_cycle
     latency = core.fma_latency_cycles
     loads = (ht * wt + cov) / 2 if cov > 1 else (fmas + cov) / 2
-    waste = math.ceil(g.ow / wt) * wt / g.ow
-    return max(ports, latency, loads) / fmas * waste + 0.05 * cov / fmas
+    return max(ports, latency, loads) / fmas * pixel_waste(g, wt) + 0.05 * cov / fmas
 
 
-def _partitions(g: _Geometry, ht: int, cov: int, profile: TargetProfile):
+def pixel_waste(g: Geometry, wt: int) -> float:
+    """Columns computed by tiles of width ``wt`` over those asked for."""
+    return math.ceil(g.ow / wt) * wt / g.ow
+
+
+def _partitions(g: Geometry, ht: int, cov: int, profile: TargetProfile):
     """How the work is cut for the threads: by rows (a chunk of rows each), by output channels, or not at all."""
     threads = profile.threads
     row_tiles = g.oh // ht
@@ -114,9 +124,8 @@ def _partitions(g: _Geometry, ht: int, cov: int, profile: TargetProfile):
     yield "none", g.oh
 
 
-def _cost(g: _Geometry, profile: TargetProfile, ht, wt, cov, order, split, rows) -> float:
-    """Relative time of a configuration: register tile, thread balance, border copies, where operands live."""
-    tile = _tile_cost((ht, wt, cov), g, profile)
+def _cost(g: Geometry, profile: TargetProfile, tile: float, ht, cov, order, split, rows) -> float:
+    """Relative time of a configuration: register tile (its cost ``tile``), thread balance, border copies, where operands live."""
     threads, core = profile.threads, profile.core
     work = g.n * g.oh * g.ow * g.blocks * g.reduction / core.fma_per_cycle
     tasks = {"rows": g.n * g.oh // rows, "channels": threads, "none": 1}[split]
@@ -142,7 +151,12 @@ def _cost(g: _Geometry, profile: TargetProfile, ht, wt, cov, order, split, rows)
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    g = _Geometry(workload)
+    return schedule_tiles(workload, profile, config, _accumulate)
+
+
+def schedule_tiles(workload: Workload, profile: TargetProfile, config: Config, accumulate) -> tirx.PrimFunc:
+    """The loops over tiles; ``accumulate(sch, conv, tile_at, is_dense)`` schedules the reduction of one tile."""
+    g = Geometry(workload)
     sch = s_tir.Schedule(compute(workload).primfunc())
     conv, out, padded = sch.get_sblock("C"), sch.get_sblock("Y"), block_or_none(sch, "P")
     ht, wt, cov = int(config["ht"]), int(config["wt"]), int(config["cov"])
@@ -189,7 +203,7 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     sch.vectorize(lane)
     unroll(sch, [loop for loop in inner[:-1] if loop is not None])
     tile_at = [loop for loop in body if loop is not None][-1]
-    _accumulate(sch, conv, tile_at, workload.anchor.op == "dense")
+    accumulate(sch, conv, tile_at, workload.anchor.op == "dense")
     if padded is not None:
         if border_at is None:
             sch.compute_inline(padded)

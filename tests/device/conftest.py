@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -27,6 +28,16 @@ class Board:
 
     command: tuple[str, ...]
     environment: dict[str, str]
+
+    def outputs(self, artifact: Path, inputs, like, folder: Path) -> list[np.ndarray]:
+        """What the artifact makes of ``inputs`` (tensors), in the shapes of the arrays ``like``; files go to ``folder``."""
+        sources = [folder / f"x{i}.npy" for i in range(len(inputs))]
+        results = [folder / f"y{i}.npy" for i in range(len(like))]
+        for path, x in zip(sources, inputs):
+            np.save(path, x.numpy())
+        done = self.run(artifact, *sources, *results)
+        assert done.returncode == 0, done.stderr
+        return [np.load(path).reshape(e.shape) for path, e in zip(results, like)]
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess:
         return subprocess.run([*self.command, *map(str, arguments)], env={**os.environ, **self.environment},

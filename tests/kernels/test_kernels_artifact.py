@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_networks import compiled, exact, first_candidate, profile_of, randomized, relative_error, run
+from compiled_networks import compiled, first_candidate, profile_of, run
+from operator_banks import exact, randomized, relative_error
 from torch import nn
 
 from hwprune import runtime

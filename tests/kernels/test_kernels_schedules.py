@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
-from compiled_networks import TOLERANCE, VARIANTS, relative_error
+from compiled_networks import VARIANTS
+from operator_banks import OPERATORS, TOLERANCE, relative_error, sample
 from torch import nn
 
 from hwprune.compile.lower import lower
@@ -15,37 +16,10 @@ from hwprune.graph import trace
 from hwprune.kernels import build, candidates, primfunc, repacked
 from hwprune.kernels.schedule import Config
 
-#: name -> (operator, its input); the input is made by a kernel before it
-OPERATORS = {
-    "conv": (nn.Sequential(nn.Conv2d(19, 64, 3, padding=1), nn.ReLU()), (1, 19, 12, 14)),
-    "conv_prime_width": (nn.Conv2d(7, 32, 3, padding=1), (2, 7, 8, 13)),
-    "conv_stride": (nn.Conv2d(32, 64, 3, 2, 1), (1, 32, 16, 16)),
-    "conv_1x1": (nn.Conv2d(24, 64, 1), (1, 24, 8, 8)),
-    "conv_groups": (nn.Conv2d(32, 64, 3, padding=1, groups=2), (1, 32, 8, 8)),
-    "linear": (nn.Sequential(nn.Linear(37, 64), nn.GELU()), (6, 37)),
-    "depthwise": (nn.Conv2d(32, 32, 3, padding=1, groups=32), (1, 32, 12, 12)),
-    "pool": (nn.MaxPool2d(3, 2, 1), (1, 32, 12, 12)),
-    "global_pool": (nn.AdaptiveAvgPool2d(1), (1, 64, 7, 5)),
-    "elementwise": (nn.SiLU(), (2, 19, 9, 7)),
-}
-
 
 def tried(lanes: int) -> tuple[str, ...]:
     """Operators tried with that vector width: all with the middle one, else those whose loops depend on it most."""
     return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise")
-
-
-_SAMPLE = 10
-
-
-def sample(offered: list[Config]) -> list[Config]:
-    """The first, one of each value of each parameter that is a choice, and some from all over the list."""
-    picked = [offered[0]]
-    for parameter in ("rule", "m", "split", "order"):
-        values = {c.rule if parameter == "rule" else dict(c.params).get(parameter): c for c in reversed(offered)}
-        picked += list(values.values())
-    picked += offered[:: max(1, len(offered) // 3)]
-    return list(dict.fromkeys(picked))[:_SAMPLE]
 
 
 def workload_of(operator: nn.Module, shape, profile):

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_networks import TOLERANCE, exact, randomized, relative_error, run
+from compiled_networks import run
+from operator_banks import TOLERANCE, exact, randomized, relative_error
 from torch import nn
 
 from hwprune import runtime

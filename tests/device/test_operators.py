@@ -1,0 +1,114 @@
+"""Every kernel family on each AArch64 board under qemu, against torch in float64: artifacts as users get them.
+
+The banks are those that this machine's kernels are tested with, and drawn ones; each is one artifact and one start of the
+emulator. Then further schedules of each family: what is fastest on a board may be any of them.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operator_banks import BANKS, OPERATORS, TOLERANCE, Bank, exact, random_operators, randomized, relative_error, sample
+from torch import nn
+
+from hwprune.compile.artifact import build_artifact
+from hwprune.compile.lower import lower
+from hwprune.graph import trace
+from hwprune.kernels import candidates
+from hwprune.target import load_file, shipped_folder
+
+TARGETS = ("rpi3", "rpi4", "rpi5")
+#: Where every bank runs. The others differ in the schedules chosen, and have those of a value made by a kernel.
+WHOLE = "rpi4"
+SEEDS = (1, 2, 3)
+SCHEDULES = 5
+
+
+class SideBySide(nn.Module):
+    """Operators that take an input each, made by a kernel."""
+
+    def __init__(self, operators: list[nn.Module]):
+        super().__init__()
+        self.operators = nn.ModuleList(operators)
+
+    def forward(self, *inputs):
+        return tuple(operator(F.hardswish(x)) for operator, x in zip(self.operators, inputs))
+
+
+@pytest.fixture(scope="module")
+def on_board(arm_board, tmp_path_factory):
+    """``on_board(target, module, inputs, pick)``: outputs on the board and what torch computes."""
+
+    def of(target: str, module: nn.Module, inputs, pick=lambda offered: offered[0]):
+        profile = load_file(shipped_folder() / f"{target}.toml")
+        folder = tmp_path_factory.mktemp(target)
+        network = lower(trace(module, inputs), profile)
+        artifact = build_artifact(network, profile, lambda w: pick(candidates(w, profile)), folder / "artifact")
+        expected = exact(module, inputs)
+        return arm_board.outputs(artifact, inputs, expected, folder), expected
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def results(on_board):
+    """``results(target, bank)``: what the board and torch make of each operator of a bank."""
+    made: dict[tuple[str, str], SimpleNamespace] = {}
+
+    def of(target: str, bank: str) -> SimpleNamespace:
+        if (target, bank) not in made:
+            torch.manual_seed(sorted(BANKS).index(bank))
+            make, shape, inside = BANKS[bank]
+            operators = make()
+            found, expected = on_board(target, randomized(Bank(operators, inside)), (torch.randn(shape),))
+            made[target, bank] = SimpleNamespace(found=dict(zip(operators, found)), expected=dict(zip(operators, expected)))
+        return made[target, bank]
+
+    return of
+
+
+def _cases():
+    for target in TARGETS:
+        for bank, (make, _, inside) in BANKS.items():
+            if target == WHOLE or inside:
+                for name in make():
+                    yield pytest.param(target, bank, name, id=f"{target}-{bank}-{name}")
+
+
+@pytest.mark.parametrize("target, bank, name", list(_cases()))
+def test_operator_computes_what_torch_computes(results, target, bank, name):
+    outcome = results(target, bank)
+    assert relative_error(outcome.found[name], outcome.expected[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_drawn_shapes_compute_what_torch_computes(on_board, target, seed):
+    seed += 100 * TARGETS.index(target)
+    torch.manual_seed(seed)
+    operators, shape = random_operators(seed)
+    module = randomized(Bank(operators, True))
+    found, expected = on_board(target, module, (torch.randn(shape),))
+    for name, f, e in zip(operators, found, expected, strict=True):
+        assert relative_error(f, e) < TOLERANCE, f"{name} of {shape}"
+
+
+@pytest.mark.parametrize("number", range(SCHEDULES))
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_schedule_computes_what_torch_computes(on_board, target, number):
+    torch.manual_seed(number)
+    module = randomized(SideBySide([operator for operator, _ in OPERATORS.values()]))
+    inputs = tuple(torch.randn(shape) for _, shape in OPERATORS.values())
+    chosen = []
+
+    def pick(offered):
+        some = sample(list(offered))
+        chosen.append(some[(number + 1) % len(some)])
+        return chosen[-1]
+
+    found, expected = on_board(target, module, inputs, pick)
+    for name, f, e in zip(OPERATORS, found, expected, strict=True):
+        assert relative_error(f, e) < TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
