@@ -91,7 +91,8 @@ class Kernels:
             link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
         inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
-        weights, scratch = _noise(max(spread_bytes, most)), aligned(0)
+        # two copies at least, so that none is read twice in a row
+        weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most), aligned(0)
         timers = {}
         for step, (text, (_, size)) in enumerate(zip(functions, operands)):
             copies = weights.size // size if size else 1
