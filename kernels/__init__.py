@@ -12,7 +12,7 @@ import tvm
 from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels.common import conv_direct, elementwise
+from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize
 from hwprune.kernels.schedule import Config, Rule
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -21,7 +21,7 @@ from hwprune.workload import Workload
 KERNELS_VERSION = 2
 
 #: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_direct, elementwise)
+RULES: tuple[Rule, ...] = (gemm, normalize, attention, conv_direct, elementwise)
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config]:

@@ -7,14 +7,15 @@ lanes of the same number.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Callable
-
+from typing import Any, Callable, Sequence
 
 from tvm import te, tirx
 
+from hwprune.compile.layouts import Layout, Views, parsed
 from hwprune.errors import UnsupportedOperator
-from hwprune.workload import OpCall, Workload
+from hwprune.workload import ANCHORS, OpCall, Workload
 
 Expr = Callable[..., tirx.Expr]
 
@@ -50,6 +51,19 @@ def compute(workload: Workload) -> Computation:
     return Computation(inputs, output)
 
 
+def chain(workload: Workload, buffers: Sequence[Any], anchor: Expr) -> Expr:
+    """The workload's result where ``anchor`` says what its anchor gives, for kernels that are written as loops."""
+    values: list[tuple[Expr, tuple[int, ...]]] = [
+        (lambda *index, b=b: b[index], tuple(t.shape)) for b, t in zip(buffers, workload.inputs)
+    ]
+    for call in workload.ops:
+        if call.op in ANCHORS:
+            values.append((anchor, tuple(workload.output.shape)))
+        else:
+            values.append(_elementwise(call, values))
+    return values[-1][0]
+
+
 class _Shaped:
     def __init__(self, tensor: te.Tensor, shape: tuple[int, ...]):
         self.tensor, self.shape = tensor, shape
@@ -82,7 +96,7 @@ def _clip(x, low, high):
     return x
 
 
-def _exp(x):
+def exponential(x):
     """exp by range reduction and a polynomial, in vector operations only (libm's is called lane by lane).
 
     Cephes expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2; relative error below 2e-7 in float32.
@@ -98,7 +112,7 @@ def _exp(x):
 
 
 def _sigmoid(x):
-    return _const(x, 1.0) / (_const(x, 1.0) + _exp(-x))
+    return _const(x, 1.0) / (_const(x, 1.0) + exponential(-x))
 
 
 def _erf(x):
@@ -109,7 +123,7 @@ def _erf(x):
     poly = _const(x, 1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         poly = poly * t + _const(x, c)
-    return sign * (_const(x, 1.0) - poly * t * _exp(-a * a))
+    return sign * (_const(x, 1.0) - poly * t * exponential(-a * a))
 
 
 #: operator -> function of its operands' expressions and its OpCall
@@ -130,7 +144,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "sigmoid": lambda c, a: _sigmoid(a),
     "silu": lambda c, a: a * _sigmoid(a),
     "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
-    "exp": lambda c, a: _exp(a),
+    "exp": lambda c, a: exponential(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "hardswish": lambda c, a: a * _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "gelu": lambda c, a: a * _const(a, 0.5) * (_const(a, 1.0) + _erf(a * _const(a, 0.7071067811865476))),
@@ -241,6 +255,51 @@ def _relayout(call, values):
     return read, result
 
 
+def _gather(call, values):
+    """Copy through views. ``map`` is the chain of views (``hwprune.compile.layouts``) of the operand, which is one axis;
+    ``order`` and ``merged`` are the result's layout, ``logical`` its logical shape."""
+    expr, (size,) = values[call.args[0]]
+    views, layout, logical = parsed(call["map"]), Layout(call["order"], call["merged"]), call["logical"]
+    shape = tuple(call["shape"])
+    outer = len(layout.order) - layout.merged
+    inner = [logical[axis] for axis in layout.order[outer:]]
+
+    def read(*index):
+        where = [tirx.IntImm("int32", 0)] * len(logical)
+        for axis, i in zip(layout.order[:outer], index):
+            where[axis] = i
+        if inner:
+            last = index[-1]
+            if shape[-1] > math.prod(inner):  # lanes of padding: any value of the row
+                last = tirx.min(last, math.prod(inner) - 1)
+            for axis, i in zip(layout.order[outer:], unravel(last, inner)):
+                where[axis] = i
+        return expr(address(views, where))
+
+    return read, shape
+
+
+def address(views: Views, where):
+    """Place in the memory that a chain of views looks at, of the element at index ``where`` of the last one."""
+    for number, view in reversed(list(enumerate(views))):
+        at = tirx.IntImm("int32", view.offset)
+        for axis, i in zip(view.axes, where):
+            for (_, stride), digit in zip(axis, unravel(i, [extent for extent, _ in axis])):
+                at = at + digit * stride
+        where = unravel(at, views[number - 1].shape) if number else [at]
+    return where[0]
+
+
+def unravel(at, shape) -> list:
+    """Index in row-major ``shape`` of the element number ``at``."""
+    index = []
+    for position, extent in enumerate(shape):
+        step = math.prod(shape[position + 1 :])
+        digit = at if step == 1 else tirx.floordiv(at, step)
+        index.append(digit if position == 0 else tirx.floormod(digit, extent))
+    return index
+
+
 def _extent_of(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Size of each logical axis as far as the physical loop runs over it."""
     if layout == "nhwc":
@@ -250,7 +309,7 @@ def _extent_of(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayout}
+MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayout, "gather": _gather}
 
 
 # --- anchors ----------------------------------------------------------------------------------------------------
