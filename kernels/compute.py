@@ -116,14 +116,21 @@ def _sigmoid(x):
 
 
 def _erf(x):
-    """Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7."""
-    sign = tirx.Select(x < _const(x, 0.0), _const(x, -1.0), _const(x, 1.0))
-    a = x * sign
-    t = _const(x, 1.0) / (_const(x, 1.0) + _const(x, 0.3275911) * a)
-    poly = _const(x, 1.061405429)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        poly = poly * t + _const(x, c)
-    return sign * (_const(x, 1.0) - poly * t * exponential(-a * a))
+    """A quotient of polynomials: absolute error below 5e-7. The coefficients are those of Eigen's ``erf``."""
+    x = _clip(x, -4.0, 4.0)
+    square = x * x
+
+    def polynomial(first, *rest):
+        value = _const(x, first)
+        for c in rest:
+            value = value * square + _const(x, c)
+        return value
+
+    above = polynomial(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+                       -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
+    below = polynomial(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+                       -1.42647390514189e-02)
+    return x * above / below
 
 
 #: operator -> function of its operands' expressions and its OpCall

@@ -20,6 +20,9 @@ from hwprune.workload import Workload
 
 name = "gemm"
 
+#: Arguments of LLVM's prefetch: a read, into the second level, of data.
+_TO_READ_SOON = (0, 2, 1)
+
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
@@ -78,6 +81,9 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
 
             def column(start, size):
                 def tile(begin, count):
+                    if outer is panels:
+                        passes = profile.threads if split is inner else 1
+                        _prefetch(w, start + size, size * reduction, (begin, count), rows, passes)
                     where = (begin, count, start, size) if outer is panels else (start, size, begin, count)
                     _tile(workload, inputs, x, w, y, *where, reduction, v)
 
@@ -86,6 +92,21 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
             outer.each(column, part if split is outer else None)
 
     return function(workload, statements)
+
+
+def _prefetch(w, block, lines: int, tile: tuple[tirx.Expr, int], rows: int, passes: int) -> None:
+    """Fetch the weights of the panel from ``block`` on, as much of them as ``tile`` (row, rows) is of this panel's work.
+
+    In a network the weights come from far: whoever waited for them at each panel's first tile would lose a fifth of the
+    time. ``passes`` : threads that share the rows, each of which needs all of the weights.
+    """
+    row, size = tile
+    last, reduction = int(w.shape[0]) - 1, int(w.shape[1])
+    with T.serial(0, -(-size * passes * lines // rows)) as line:
+        at = tirx.floormod(tirx.floordiv(row * (passes * lines), rows) + line, lines)
+        panel = tirx.min(block + tirx.floordiv(at, reduction), last)
+        address = T.address_of(w[panel, tirx.floormod(at, reduction), 0])
+        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *(tirx.const(n, "int32") for n in _TO_READ_SOON)))
 
 
 def _tile(workload, inputs, x, w, y, row, mt: int, block, nv: int, reduction: int, v: int) -> None:
