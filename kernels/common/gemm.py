@@ -34,9 +34,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     ranked = []
     for mt, nv in _tiles(rows, blocks, profile):
         for split in ("columns", "rows"):
-            for order in ("panels", "rows"):
-                cost = _cost(rows, blocks, reduction, mt, nv, split, order, profile)
-                ranked.append((cost, Config.make(name, mt=mt, nv=nv, split=split, order=order)))
+            cost = _cost(rows, blocks, reduction, mt, nv, split, profile)
+            ranked.append((cost, Config.make(name, mt=mt, nv=nv, split=split)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
 
@@ -48,19 +47,15 @@ def _tiles(rows: int, blocks: int, profile: TargetProfile) -> list[tuple[int, in
     return sorted(t for t in found if (t[0] + 1, t[1]) not in found or t[0] == rows)
 
 
-def _cost(rows, blocks, reduction, mt, nv, split, order, profile) -> float:
+def _cost(rows, blocks, reduction, mt, nv, split, profile) -> float:
     """Relative time: the register tile, what is left of it after cutting, threads in step, where operands stream from."""
     core, memory, threads = profile.core, profile.memory, profile.threads
     tiles, panels = -(-rows // mt), -(-blocks // nv)
     mt, nv = rows / tiles, blocks / panels
     fmas = mt * nv
     step = max(fmas / core.fma_per_cycle, core.fma_latency_cycles, (mt + nv) / 2)
-    if order == "panels":  # weights from where a panel lies, rows once a panel
-        near = 4 * reduction * nv * profile.lanes <= memory.l1d_bytes // 2
-        traffic = nv * (0.2 if near else 0.5)
-    else:
-        near = 4 * reduction * blocks * profile.lanes <= memory.l2_bytes // 2
-        traffic = nv * (0.5 if near else 1.5)
+    # weights from where a panel lies: once for each tile of rows
+    traffic = nv * (0.2 if 4 * reduction * nv * profile.lanes <= memory.l1d_bytes // 2 else 0.5)
     step = max(step, traffic) + 0.1 * traffic
     units = panels if split == "columns" else tiles
     share = -(-units // threads) * threads / units
@@ -71,7 +66,6 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     anchor = workload.anchor
     rows, (blocks, reduction, v) = workload.output.shape[0], workload.inputs[anchor.args[1]].shape
     tiles, panels = Runs(rows, int(config["mt"])), Runs(blocks, int(config["nv"]))
-    outer, inner = (panels, tiles) if config["order"] == "panels" else (tiles, panels)
     split = panels if config["split"] == "columns" else tiles
 
     def statements(inputs, y):
@@ -79,17 +73,15 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
         with T.parallel(profile.threads) as thread:
             part = (thread, profile.threads)
 
-            def column(start, size):
-                def tile(begin, count):
-                    if outer is panels:
-                        passes = profile.threads if split is inner else 1
-                        _prefetch(w, start + size, size * reduction, (begin, count), rows, passes)
-                    where = (begin, count, start, size) if outer is panels else (start, size, begin, count)
-                    _tile(workload, inputs, x, w, y, *where, reduction, v)
+            def column(block, nv):
+                def tile(row, mt):
+                    passes = profile.threads if split is tiles else 1
+                    _prefetch(w, block + nv, nv * reduction, (row, mt), rows, passes)
+                    _tile(workload, inputs, x, w, y, row, mt, block, nv, reduction, v)
 
-                inner.each(tile, part if split is inner else None)
+                tiles.each(tile, part if split is tiles else None)
 
-            outer.each(column, part if split is outer else None)
+            panels.each(column, part if split is panels else None)
 
     return function(workload, statements)
 
