@@ -15,16 +15,16 @@ from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
-from hwprune.kernels.common import conv_direct, elementwise, winograd
+from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize, winograd
 from hwprune.kernels.schedule import Config, Repack, Rule
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 5
+KERNELS_VERSION = 6
 
 #: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_lane, conv_direct, elementwise)
+RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)
 
 #: Rules that offer another way to compute a workload, beside the rule that has it.
 ALTERNATIVES: tuple[Rule, ...] = (winograd,)
