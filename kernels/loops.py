@@ -1,7 +1,7 @@
 """Kernels written as loops, for what a tensor expression and a schedule cannot say well.
 
 Statements are made with TVM's IRBuilder inside ``function``; the element-wise operators around an anchor come from
-``compute.chain``, the same expressions that scheduled kernels use.
+``compute.expression``, the same expressions that scheduled kernels use.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.workload import Workload
+from hwprune.workload import TensorSpec, Workload
 
 FLOAT = "float32"
 
 
-def function(workload: Workload, body: Callable[[list, object], None]) -> tirx.PrimFunc:
-    """The function of ``workload`` whose statements ``body(inputs, output)`` makes."""
+def function(
+    workload: Workload, body: Callable[[list, object], None], inputs: Sequence[TensorSpec] | None = None
+) -> tirx.PrimFunc:
+    """The function of ``workload`` whose statements ``body(inputs, output)`` makes.
+
+    inputs : as the kernel reads them, where that is not as the workload has them.
+    """
+    specs = workload.inputs if inputs is None else inputs
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")
             T.func_attr({"tirx.noalias": True})
-            inputs = [T.arg(f"x{i}", T.buffer(t.shape, t.dtype)) for i, t in enumerate(workload.inputs)]
+            buffers = [T.arg(f"x{i}", T.buffer(t.shape, t.dtype)) for i, t in enumerate(specs)]
             output = T.arg("y", T.buffer(workload.output.shape, FLOAT))
-            body(inputs, output)
+            body(buffers, output)
     return builder.get()
 
 
 def scratch(shape: Sequence[int]):
     """A buffer of the task: on its stack."""
     return T.alloc_buffer(tuple(shape), FLOAT, scope="local")
-
-
 
 
 def shared(total: int, parts: int) -> list[tuple[int, int]]:

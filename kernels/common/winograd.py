@@ -14,17 +14,19 @@ Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Callable, Sequence
+from typing import Callable, ContextManager, Sequence
 
 import numpy as np
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import Expr, expression
+from hwprune.kernels.compute import Value, expression
+from hwprune.kernels.loops import FLOAT, constant, function, scratch, vector
 from hwprune.kernels.schedule import Config, Repack, divisors
-from hwprune.kernels.tir import Block, function, lanes_at, vector
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
@@ -191,236 +193,205 @@ class _Builder:
 
     def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
         self.g = g = _Geometry(workload, int(config["m"]), profile)
-        self.workload, self.profile, self.config = workload, profile, config
+        self.workload, self.config = workload, config
         self.wt, self.cov, self.rows = int(config["wt"]), int(config["cov"]), int(config["rows"])
+        self.ci_lanes, self.co_lanes = g.ci_vectors * g.lanes, g.blocks * g.lanes
         if g.th % self.rows:
             raise Infeasible(f"{config.to_text()}: {g.th} rows of tiles do not divide by {self.rows}")
-        packed = repack(workload, config)
-        shapes = [packed[i].shape if i in packed else t.shape for i, t in enumerate(workload.inputs)]
-        self.buffers = [tirx.decl_buffer(s, "float32", name=f"x{i}") for i, s in enumerate(shapes)]
-        self.result = tirx.decl_buffer(workload.output.shape, "float32", name="Y")
-        self.tile: tirx.Buffer | None = None  # the result tile in registers that the epilogue reads
-        self.at: tirx.Expr | None = None
-        self.source: Expr | None = None
-        self.epilogue = expression(workload, self.buffers, self._anchor)
-
-    def _anchor(self, call, values) -> tuple[Expr, tuple[int, ...]]:
-        self.source, _ = values[call.args[0]]
-        n, oh, ow = self.g.out
-        return (lambda *index: self.tile[self.at]), (n, oh, ow, self.g.blocks * self.g.lanes)
 
     def function(self) -> tirx.PrimFunc:
-        body = Block()
+        packed = repack(self.workload, self.config)
+        specs = [replace(t, shape=packed[i].shape) if i in packed else t for i, t in enumerate(self.workload.inputs)]
+        return function(self.workload, self._statements, specs)
+
+    def _statements(self, inputs, output) -> None:
+        self.result, self.weight = output, inputs[self.workload.anchor.args[1]]
+        self.tile, self.at = None, None  # the result tile in registers, and where in it the epilogue reads
+        self.epilogue = expression(self.workload, inputs, self._anchor)
         if self.config["split"] == "phases":
-            self._phases(body)
+            self._phases()
         else:
-            self._tasks(body)
-        return function([*self.buffers, self.result], body.stmt())
+            self._tasks()
 
-    def _stride(self, tiles: int, channels: int) -> int:
-        """Elements between matrices: not a multiple of what makes all of them fall into the same cache sets."""
-        return tiles * channels + self.g.lanes
+    def _anchor(self, call, values) -> Value:
+        self.source, self.extent = values[call.args[0]]
+        n, oh, ow = self.g.out
+        return (lambda *index: self.tile[self.at]), (n, oh, ow, self.co_lanes)
 
-    def _tasks(self, body: Block) -> None:
-        g, rows = self.g, self.rows
-        tiles = rows * g.tw
-        v_stride, m_stride = self._stride(tiles, g.ci_vectors * g.lanes), self._stride(tiles, g.blocks * g.lanes)
+    def _matrices(self, tiles: int, channels: int) -> tuple[tirx.Buffer, int]:
+        """One matrix [tiles, channels] for each element of a tile, and the elements between two of them: no multiple of what
+        would make all of them fall into the same cache sets."""
+        stride = tiles * channels + self.g.lanes
+        return T.alloc_buffer((self.g.alpha**2 * stride,), FLOAT), stride
 
-        def task(scope: Block, number) -> None:
-            batch, first = number // (g.th // rows), number % (g.th // rows) * rows
-            border = scope.alloc("P", (rows * g.m + 2, g.tw * g.m + 2, g.ci_vectors * g.lanes))
-            v = scope.alloc("V", (g.alpha**2 * v_stride,))
-            self._copy(scope, border, batch, first, 0, g.ci_vectors)
-            scope.loop(rows, lambda s, r: s.loop(g.tw, lambda s, x: s.loop(g.ci_vectors, lambda s, c: self._transform_input(
-                s, border, r, x, c, v, v_stride, (r * g.tw + x) * (g.ci_vectors * g.lanes) + c * g.lanes))))
-            products = scope.alloc("M", (g.alpha**2 * m_stride,))
-            scope.loop(g.alpha**2, lambda s, xi: self._product(s, xi, tiles, v, v_stride, products, m_stride))
-            scope.loop(rows, lambda s, r: s.loop(g.tw, lambda s, x: s.loop(g.blocks, lambda s, o: self._transform_output(
-                s, products, m_stride, (r * g.tw + x) * (g.blocks * g.lanes) + o * g.lanes, batch, first + r, x, o))))
+    def _tasks(self) -> None:
+        g, rows, tiles = self.g, self.rows, self.rows * self.g.tw
+        with T.parallel(0, g.out[0] * g.th // rows) as task:
+            batch, first = task // (g.th // rows), task % (g.th // rows) * rows
+            border = T.alloc_buffer((rows * g.m + 2, g.tw * g.m + 2, self.ci_lanes), FLOAT)
+            v = self._matrices(tiles, self.ci_lanes)
+            self._copy(border, batch, first, 0, g.ci_vectors)
+            with T.serial(0, rows) as r, T.serial(0, g.tw) as x, T.serial(0, g.ci_vectors) as c:
+                self._transform_input(border, r, x, c, v, (r * g.tw + x) * self.ci_lanes + c * g.lanes)
+            products = self._matrices(tiles, self.co_lanes)
+            with T.serial(0, g.alpha**2) as xi:
+                self._product(xi, tiles, v, products)
+            with T.serial(0, rows) as r, T.serial(0, g.tw) as x, T.serial(0, g.blocks) as o:
+                self._transform_output(products, (r * g.tw + x) * self.co_lanes + o * g.lanes, batch, first + r, x, o)
 
-        body.loop(g.out[0] * g.th // rows, task, "parallel", "task")
-
-    def _phases(self, body: Block) -> None:
+    def _phases(self) -> None:
         g = self.g
-        v_stride, m_stride = self._stride(g.tiles, g.ci_vectors * g.lanes), self._stride(g.tiles, g.blocks * g.lanes)
-        v = body.alloc("V", (g.alpha**2 * v_stride,))
-        products = body.alloc("M", (g.alpha**2 * m_stride,))
+        v, products = self._matrices(g.tiles, self.ci_lanes), self._matrices(g.tiles, self.co_lanes)
+        with T.parallel(0, g.ci_vectors) as c:
+            border = T.alloc_buffer((g.th * g.m + 2, g.tw * g.m + 2, g.lanes), FLOAT)
+            with T.serial(0, g.out[0]) as batch:
+                self._copy(border, batch, 0, c, 1)
+                with T.serial(0, g.th) as y, T.serial(0, g.tw) as x:
+                    tile = (batch * g.th + y) * g.tw + x
+                    self._transform_input(border, y, x, 0, v, tile * self.ci_lanes + c * g.lanes)
+        with T.parallel(0, g.alpha**2) as xi:
+            self._product(xi, g.tiles, v, products)
+        with T.parallel(0, g.blocks) as o:
+            with T.serial(0, g.out[0]) as batch, T.serial(0, g.th) as y, T.serial(0, g.tw) as x:
+                tile = (batch * g.th + y) * g.tw + x
+                self._transform_output(products, tile * self.co_lanes + o * g.lanes, batch, y, x, o)
 
-        def each_tile(scope: Block, batch, what: Callable) -> None:
-            scope.loop(g.th, lambda s, y: s.loop(g.tw, lambda s, x: what(s, y, x, (batch * g.th + y) * g.tw + x)))
-
-        def inputs(scope: Block, c) -> None:
-            border = scope.alloc("P", (g.th * g.m + 2, g.tw * g.m + 2, g.lanes))
-
-            def image(s: Block, batch) -> None:
-                self._copy(s, border, batch, 0, c, 1)
-                each_tile(s, batch, lambda s, y, x, t: self._transform_input(
-                    s, border, y, x, 0, v, v_stride, t * (g.ci_vectors * g.lanes) + c * g.lanes))
-
-            scope.loop(g.out[0], image)
-
-        def outputs(scope: Block, o) -> None:
-            scope.loop(g.out[0], lambda s, batch: each_tile(s, batch, lambda s, y, x, t: self._transform_output(
-                s, products, m_stride, t * (g.blocks * g.lanes) + o * g.lanes, batch, y, x, o)))
-
-        body.loop(g.ci_vectors, inputs, "parallel", "c")
-        body.loop(g.alpha**2, lambda s, xi: self._product(s, xi, g.tiles, v, v_stride, products, m_stride), "parallel", "xi")
-        body.loop(g.blocks, outputs, "parallel", "o")
-
-    def _copy(self, scope: Block, border: tirx.Buffer, batch, first_row, first_vector, vectors: int) -> None:
+    def _copy(self, border, batch, first_row, first_vector, vectors: int) -> None:
         """Rows of the input with their border, from tile row ``first_row`` on."""
         g = self.g
         top, left, _, _ = self.workload.anchor["padding"]
-        n, h, w, _ = self.workload.inputs[self.workload.anchor.args[0]].shape if self.workload.anchor.args[0] < len(
-            self.workload.inputs) else (0, *self._input_extent(), 0)
-        height, width = int(border.ty.shape[0]), int(border.ty.shape[1])
-
-        def pixel(s: Block, y, x) -> None:
+        _, h, w, _ = self.extent
+        height, width = int(border.shape[0]), int(border.shape[1])
+        with T.serial(0, height) as y, T.serial(0, width) as x, T.serial(0, vectors) as c:
             row, column = first_row * g.m + y - top, x - left
+            inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
 
-            def lane(s: Block, i, c) -> None:
-                value = self.source(batch, row, column, (first_vector + c) * g.lanes + i)
-                inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
-                s.store(border, tirx.if_then_else(inside, value, tirx.FloatImm("float32", 0.0)), y, x, c * g.lanes + i)
+            def pixel(lane):
+                value = self.source(batch, row, column, (first_vector + c) * g.lanes + lane)
+                return tirx.if_then_else(inside, value, constant(0.0))
 
-            s.loop(vectors, lambda s, c: s.loop(g.lanes, lambda s, i: lane(s, i, c), "vectorized"))
+            vector(border, (y, x, c * g.lanes), pixel, g.lanes)
 
-        scope.loop(height, lambda s, y: s.loop(width, lambda s, x: pixel(s, y, x)))
-
-    def _input_extent(self) -> tuple[int, int]:
-        top, left, bottom, right = self.workload.anchor["padding"]
-        return self.g.out[1] + 2 - top - bottom, self.g.out[2] + 2 - left - right
-
-    def _transform_input(self, s: Block, border, row, column, c, v, stride: int, where) -> None:
-        g = self.g
-        load = [[s.let("d", border[row * g.m + i, column * g.m + j, lanes_at(c * g.lanes, g.lanes)]) for j in range(g.alpha)]
-                for i in range(g.alpha)]
-        columns = [_rows(s, _INPUT[g.m], [load[i][j] for i in range(g.alpha)]) for j in range(g.alpha)]
+    def _transform_input(self, border, row, column, c, v, where) -> None:
+        g, (matrices, stride) = self.g, v
+        load = [
+            [T.Bind(border[row * g.m + i, column * g.m + j, tirx.Ramp(c * g.lanes, 1, g.lanes)]) for j in range(g.alpha)]
+            for i in range(g.alpha)
+        ]
+        columns = [_rows(_INPUT[g.m], [load[i][j] for i in range(g.alpha)]) for j in range(g.alpha)]
         for i in range(g.alpha):
-            for j, value in enumerate(_rows(s, _INPUT[g.m], [columns[k][i] for k in range(g.alpha)])):
-                s.store(v, value, lanes_at(where + (i * g.alpha + j) * stride, g.lanes))
+            for j, value in enumerate(_rows(_INPUT[g.m], [columns[k][i] for k in range(g.alpha)])):
+                T.buffer_store(matrices, value, [tirx.Ramp(where + (i * g.alpha + j) * stride, 1, g.lanes)])
 
-    def _transform_output(self, s: Block, products, stride: int, where, batch, row, column, o) -> None:
-        g = self.g
-        n, oh, ow = g.out
-        load = [[s.let("p", products[lanes_at(where + (i * g.alpha + j) * stride, g.lanes)]) for j in range(g.alpha)]
-                for i in range(g.alpha)]
-        columns = [_columns(s, _OUTPUT[g.m], [load[i][j] for i in range(g.alpha)]) for j in range(g.alpha)]
-        self.tile = s.alloc("T", (g.m * g.m * g.lanes,), "local")
+    def _transform_output(self, products, where, batch, row, column, o) -> None:
+        g, (matrices, stride) = self.g, products
+        load = [
+            [T.Bind(matrices[tirx.Ramp(where + (i * g.alpha + j) * stride, 1, g.lanes)]) for j in range(g.alpha)]
+            for i in range(g.alpha)
+        ]
+        columns = [_columns(_OUTPUT[g.m], [load[i][j] for i in range(g.alpha)]) for j in range(g.alpha)]
+        self.tile = scratch((g.m * g.m * g.lanes,))
         for i in range(g.m):
-            for j, value in enumerate(_columns(s, _OUTPUT[g.m], [columns[k][i] for k in range(g.alpha)])):
-                s.store(self.tile, value, lanes_at((i * g.m + j) * g.lanes, g.lanes))
-
-        def write(s: Block, i: int, j: int) -> None:
-            def lane(s: Block, at) -> None:
-                self.at = (i * g.m + j) * g.lanes + at
-                y, x, channel = row * g.m + i, column * g.m + j, o * g.lanes + at
-                s.store(self.result, self.epilogue(batch, y, x, channel), batch, y, x, channel)
-
-            s.loop(g.lanes, lane, "vectorized")
-
-        def write_row(s: Block, i: int) -> None:
-            for j in range(g.m):
-                if ow % g.m and j >= ow % g.m:
-                    s.when(column * g.m + j < ow, lambda s: write(s, i, j))
-                else:
-                    write(s, i, j)
-
+            for j, value in enumerate(_columns(_OUTPUT[g.m], [columns[k][i] for k in range(g.alpha)])):
+                T.buffer_store(self.tile, value, [tirx.Ramp((i * g.m + j) * g.lanes, 1, g.lanes)])
+        _, oh, ow = g.out
         for i in range(g.m):
-            if oh % g.m and i >= oh % g.m:
-                s.when(row * g.m + i < oh, lambda s: write_row(s, i))
-            else:
-                write_row(s, i)
+            with _within(row * g.m + i, oh, i, g.m):
+                for j in range(g.m):
+                    with _within(column * g.m + j, ow, j, g.m):
+                        self._write(batch, row * g.m + i, column * g.m + j, o * self.g.lanes, (i * g.m + j) * g.lanes)
 
-    def _product(self, s: Block, xi, tiles: int, v, v_stride: int, products, m_stride: int) -> None:
-        g = self.g
+    def _write(self, batch, y, x, channel, at: int) -> None:
+        """A vector of the result tile, from ``at`` in it, through the epilogue."""
 
-        def columns(s: Block, first, cov: int) -> None:
-            s.loop(tiles // self.wt, lambda s, t: self._micro(s, xi, t * self.wt, first, self.wt, cov, v, v_stride, products, m_stride))
-            if tiles % self.wt:
-                self._micro(s, xi, tiles // self.wt * self.wt, first, tiles % self.wt, cov, v, v_stride, products, m_stride)
+        def value(lane):
+            self.at = at + lane
+            return self.epilogue(batch, y, x, channel + lane)
 
-        s.loop(g.blocks // self.cov, lambda s, o: columns(s, o * self.cov, self.cov))
-        if g.blocks % self.cov:
-            columns(s, g.blocks // self.cov * self.cov, g.blocks % self.cov)
+        vector(self.result, (batch, y, x, channel), value, self.g.lanes)
 
-    def _micro(self, s: Block, xi, tile, block, wt: int, cov: int, v, v_stride: int, products, m_stride: int) -> None:
+    def _product(self, xi, tiles: int, v, products) -> None:
+        g, wt, cov = self.g, self.wt, self.cov
+
+        def columns(first, cov: int) -> None:
+            with T.serial(0, tiles // wt) as t:
+                self._micro(xi, t * wt, first, wt, cov, v, products)
+            if tiles % wt:
+                self._micro(xi, tiles // wt * wt, first, tiles % wt, cov, v, products)
+
+        with T.serial(0, g.blocks // cov) as o:
+            columns(o * cov, cov)
+        if g.blocks % cov:
+            columns(g.blocks // cov * cov, g.blocks % cov)
+
+    def _micro(self, xi, tile, block, wt: int, cov: int, v, products) -> None:
         """A register tile of a product: ``wt`` tiles by ``cov`` vectors."""
-        g = self.g
-        weight = self.buffers[self.workload.anchor.args[1]]
-        acc = s.alloc("acc", (wt * cov * g.lanes,), "local")
-        slots = [[lanes_at((i * cov + j) * g.lanes, g.lanes) for j in range(cov)] for i in range(wt)]
-        for i in range(wt):
-            for j in range(cov):
-                s.store(acc, vector(0.0, g.lanes), slots[i][j])
-
-        def step(s: Block, k) -> None:
-            u = [s.let("u", weight[xi, block + j, k, lanes_at(0, g.lanes)]) for j in range(cov)]
+        g, (source, v_stride), (result, m_stride) = self.g, v, products
+        acc = scratch((wt * cov * g.lanes,))
+        slots = {(i, j): tirx.Ramp((i * cov + j) * g.lanes, 1, g.lanes) for i in range(wt) for j in range(cov)}
+        for slot in slots.values():
+            T.buffer_store(acc, tirx.Broadcast(constant(0.0), g.lanes), [slot])
+        with T.serial(0, g.ci) as k:
+            u = [T.Bind(self.weight[xi, block + j, k, tirx.Ramp(0, 1, g.lanes)]) for j in range(cov)]
             for i in range(wt):
-                x = v[xi * v_stride + (tile + i) * (g.ci_vectors * g.lanes) + k]
-                d = s.let("x", tirx.Broadcast(x, g.lanes))
+                x = T.Bind(tirx.Broadcast(source[xi * v_stride + (tile + i) * self.ci_lanes + k], g.lanes))
                 for j in range(cov):
-                    s.store(acc, acc[slots[i][j]] + d * u[j], slots[i][j])
-
-        s.loop(g.ci, step, name="k")
-        for i in range(wt):
-            for j in range(cov):
-                where = xi * m_stride + (tile + i) * (g.blocks * g.lanes) + (block + j) * g.lanes
-                s.store(products, acc[slots[i][j]], lanes_at(where, g.lanes))
+                    T.buffer_store(acc, acc[slots[i, j]] + x * u[j], [slots[i, j]])
+        for (i, j), slot in slots.items():
+            where = xi * m_stride + (tile + i) * self.co_lanes + (block + j) * g.lanes
+            T.buffer_store(result, acc[slot], [tirx.Ramp(where, 1, g.lanes)])
 
 
-def _scaled(coefficient: float, value: tirx.Expr, lanes: int) -> tirx.Expr:
-    return value if coefficient == 1 else vector(coefficient, lanes) * value
+def _within(at: tirx.Expr, extent: int, part: int, parts: int) -> ContextManager:
+    """Statements for position ``at``, the ``part``-th of a tile: under a condition where the last tile reaches too far."""
+    stack = ExitStack()
+    if extent % parts and part >= extent % parts:
+        stack.enter_context(T.If(at < extent))
+        stack.enter_context(T.Then())
+    return stack
 
 
-def _sum(terms: Sequence[tuple[float, tirx.Expr]]) -> tirx.Expr | None:
-    """Coefficients times values; positive ones first, so that nothing needs to be negated."""
+def _sum(terms: Sequence[tuple[float, tirx.Expr]]) -> tirx.Expr:
+    """Coefficients times vectors, of which one is not zero; positive ones first, so that nothing needs to be negated."""
     terms = sorted((t for t in terms if t[0]), key=lambda t: (t[0] < 0, abs(t[0]) != 1))
-    if not terms:
-        return None
-    lanes = _lanes_of(terms[0][1])
-    first, value = terms[0]
-    total = _scaled(first, value, lanes)
+    total = _scaled(*terms[0])
     for coefficient, value in terms[1:]:
-        if coefficient < 0:
-            total = total - _scaled(-coefficient, value, lanes)
-        else:
-            total = total + _scaled(coefficient, value, lanes)
+        total = total - _scaled(-coefficient, value) if coefficient < 0 else total + _scaled(coefficient, value)
     return total
 
 
-def _lanes_of(value: tirx.Expr) -> int:
-    return int(str(value.ty.dtype).split("x")[1])
+def _scaled(coefficient: float, value: tirx.Expr) -> tirx.Expr:
+    lanes = int(str(value.ty.dtype).split("x")[1])
+    return value if coefficient == 1 else tirx.Broadcast(constant(coefficient), lanes) * value
 
 
-def _rows(s: Block, matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+def _rows(matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
     """matrix @ values. Two rows that differ in signs only share their sums: p = even + odd, q = even - odd."""
     results: list[tirx.Expr] = []
-    i = 0
-    while i < len(matrix):
-        p, q = matrix[i], matrix[i + 1] if i + 1 < len(matrix) else None
+    rows = list(matrix)
+    while rows:
+        p, q = rows[0], rows[1] if len(rows) > 1 else None
         if q is not None and (np.abs(p) == np.abs(q)).all():
-            even = s.let("even", _sum([(c, v) for c, d, v in zip(p, q, values) if c == d]))
-            odd = s.let("odd", _sum([(c, v) for c, d, v in zip(p, q, values) if c != d]))
-            results += [s.let("r", even + odd), s.let("r", even - odd)]
-            i += 2
+            even = T.Bind(_sum([(c, v) for c, d, v in zip(p, q, values) if c == d]))
+            odd = T.Bind(_sum([(c, v) for c, d, v in zip(p, q, values) if c != d]))
+            results += [T.Bind(even + odd), T.Bind(even - odd)]
+            rows = rows[2:]
         else:
-            results.append(s.let("r", _sum(list(zip(p, values)))))
-            i += 1
+            results.append(T.Bind(_sum(list(zip(p, values)))))
+            rows = rows[1:]
     return results
 
 
-def _columns(s: Block, matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+def _columns(matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
     """matrix @ values. Two columns that differ in signs only are added and subtracted once for all rows."""
     terms: list[tuple[np.ndarray, tirx.Expr]] = []
-    i = 0
-    while i < len(values):
-        p, q = matrix[:, i], matrix[:, i + 1] if i + 1 < len(values) else None
+    rest = list(zip(matrix.T, values))
+    while rest:
+        (p, x), (q, y) = rest[0], rest[1] if len(rest) > 1 else (None, None)
         if q is not None and (np.abs(p) == np.abs(q)).all():
-            terms.append((np.where(p == q, p, 0), s.let("plus", values[i] + values[i + 1])))
-            terms.append((np.where(p != q, p, 0), s.let("minus", values[i] - values[i + 1])))
-            i += 2
+            terms += [(np.where(p == q, p, 0), T.Bind(x + y)), (np.where(p != q, p, 0), T.Bind(x - y))]
+            rest = rest[2:]
         else:
-            terms.append((p, values[i]))
-            i += 1
-    return [s.let("r", _sum([(column[row], v) for column, v in terms])) for row in range(len(matrix))]
+            terms.append((p, x))
+            rest = rest[1:]
+    return [T.Bind(_sum([(column[row], v) for column, v in terms])) for row in range(len(matrix))]
