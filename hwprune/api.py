@@ -68,6 +68,7 @@ def search(
     force: bool = False,
     freeze: Sequence[str] = (),
     branches: bool = True,
+    exact: bool = False,
     seed: int = 0,
     threads: int | None = None,
     store: str | Path | None = None,
@@ -91,6 +92,8 @@ def search(
     out : the run's folder; None to write nothing. One that holds a finished run: UsageError unless ``force``.
     freeze : patterns of modules or parameters that are not pruned.
     branches : whether residual branches may go as a whole.
+    exact : only kernels that compute convolutions operation by operation; without it, Winograd's where they are faster. A
+        budget of size implies it: Winograd's weights are larger.
     store : file of the measurement store; None for the one in the user's cache folder.
 
     Raises
@@ -99,6 +102,7 @@ def search(
     is reachable), TraceError, ProofError and so on.
     """
     settings = _settings(latency, memory, size, strategy, branches)
+    exact = exact or size is not None
     profile = load_target(target, threads)
     criterion = _criterion(importance, data)
     if finetune and data is None:
@@ -115,7 +119,7 @@ def search(
         network = lower(traced, profile)
     with clock.step("importance", f"importance ({criterion.name})"):
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
-    with clock.step("search"), Costing(profile, store, progress) as cost:
+    with clock.step("search"), Costing(profile, store, progress, weights_bytes=network.weight_bytes(), exact=exact) as cost:
         learner = cost if cost.measurable else None
         view = NetworkView(network, graph, lambda smaller: lower(smaller, profile))
 
@@ -131,7 +135,7 @@ def search(
     options = {
         "target": target, "latency": latency, "memory": memory, "size": size, "importance": criterion.name,
         "strategy": strategy, "finetune": finetune, "compile": compile, "freeze": list(freeze),
-        "branches": branches, "seed": seed, "threads": threads, "store": str(store) if store else None,
+        "branches": branches, "exact": exact, "seed": seed, "threads": threads, "store": str(store) if store else None,
     }  # fmt: skip
     record = _record(
         options, profile, outcome, {"spec": model_spec, "weights_sha256": weights_sha256}, data_facts(data, data_spec)
@@ -192,7 +196,8 @@ def compile_run(
     folder = Path(out) if out is not None else RunFolder(path).path / f"artifact_{Path(target or own).stem}"
     facts = {"run": str(path), "model": result.plan.model, "network": "pruned"}
     return compile_to(
-        result.model, result.example_input, load_target(target or own, threads), folder, store, facts, progress
+        result.model, result.example_input, load_target(target or own, threads), folder, store, facts, progress,
+        exact=result.record["options"].get("exact", False),
     )
 
 
@@ -204,14 +209,15 @@ def compile_model(
     out: str | Path,
     threads: int | None = None,
     store: str | Path | None = None,
+    exact: bool = False,
     model_spec: str = IN_MEMORY,
     progress: Progress = SILENT,
 ) -> Path:
-    """Compile any network as it is; returns the artifact's folder, ``out``."""
+    """Compile any network as it is; returns the artifact's folder, ``out``. exact : as for ``search``."""
     from hwprune.programs import compile_to
 
     return compile_to(
-        model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress
+        model, example_input, load_target(target, threads), Path(out), store, {"model": model_spec}, progress, exact=exact
     )
 
 
@@ -260,7 +266,7 @@ def measure(
     graph = analyze(traced, freeze)
     view = NetworkView(lower(traced, profile), graph)
     full = {g.id: g.width for g in graph.groups}
-    with Costing(profile, store, progress) as cost:
+    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
         cost.measure(view.workloads({}), "tune")
         widths = candidate_widths(view, full, cost.prior)
         narrowed = [

@@ -8,6 +8,7 @@ import typer
 from hwprune.cli_options import (
     MODEL_HELP,
     Debug,
+    Exact,
     InputShape,
     Json,
     Store,
@@ -36,6 +37,7 @@ def compile(
     ] = None,
     weights: Weights = None,
     input_shape: InputShape = None,
+    exact: Exact = False,
     threads: Threads = None,
     store: Store = None,
     json: Json = False,
@@ -58,6 +60,8 @@ def compile(
         if not is_run and (target is None or out is None):
             missing = " and ".join(name for name, value in (("--target", target), ("--out", out)) if value is None)
             raise UsageError(f"{subject!r} is no run folder, so {missing} must be given")
+        if is_run and exact:
+            raise UsageError(f"{subject} is a run folder and was searched with its own choice of kernels; leave out --exact")
         if is_run and (weights or input_shape):
             raise UsageError(
                 f"{subject} is a run folder and has its own weights and shape; leave out "
@@ -79,6 +83,7 @@ def compile(
                 out=out,
                 threads=threads,
                 store=store,
+                exact=exact,
                 model_spec=subject,
                 progress=terminal,
             )

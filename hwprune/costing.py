@@ -36,10 +36,14 @@ class Costing:
     prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
     """
 
-    def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT):
-        """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
+    def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT, *,
+                 weights_bytes: int = 0, exact: bool = False):  # fmt: skip
+        """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError.
+
+        weights_bytes, exact : see ``Measurer``.
+        """
         self.profile, self.measurable = profile, profile.runs_here()
-        self.prior = AnalyticModel(profile)
+        self.prior, self._exact = AnalyticModel(profile), exact
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior
@@ -48,8 +52,8 @@ class Costing:
             from hwprune.measure.store import Store
 
             self.store = Store(store, progress)
-            self.measurer = Measurer(profile, self.store, progress)
-            self.model = TableModel(lambda: self.store.all_best(self.measurer.context), self.prior)
+            self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
+            self.model = TableModel(self.measurer.measured, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
@@ -104,7 +108,7 @@ class Costing:
             return self.measurer.schedule(workload)
         from hwprune.kernels import candidates
 
-        return candidates(workload, self.profile)[0]
+        return candidates(workload, self.profile, self._exact)[0]
 
     def close(self) -> None:
         if self.measurable:

@@ -106,7 +106,7 @@ def price(
     workloads = view.workloads({})
     macs = tuple(w.macs for w in workloads)
     try:
-        with Costing(profile, store, progress) as cost:
+        with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
             cost.recall(view.network)
             start = cost.model.kernel_overhead_us
             parts = tuple(total([e], start) for e in cost.model.predict(workloads))

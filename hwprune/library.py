@@ -13,7 +13,7 @@ import numpy as np
 ALIGNMENT = 64
 
 #: First entry of ``hwprune_facts``; ``compile/emit_c.py`` writes it, ``kernels/native/runner.cpp`` checks it too.
-FACTS_FORMAT = 1
+FACTS_FORMAT = 2
 
 _POINTER = ctypes.c_void_p
 
@@ -45,11 +45,15 @@ class Library:
         self._call("hwprune_run", memory, ctypes.c_int32(threads))
 
     def time_ns(self, memory: "Memory", threads: int, runs: int, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Nanoseconds of each of ``runs`` runs of steps ``first .. first + count``, int64 [runs]."""
+        """Nanoseconds of each of ``runs`` runs of steps ``first .. first + count``, int64 [runs].
+
+        Where the memory has several copies of the weights they take turns.
+        """
         samples = np.zeros(runs, np.int64)
         count = self.steps - first if count is None else count
         self._call("hwprune_time", memory, ctypes.c_int32(threads), ctypes.c_int32(first), ctypes.c_int32(count),
-                   ctypes.c_int64(runs), _POINTER(samples.ctypes.data))  # fmt: skip
+                   ctypes.c_int64(memory.copies), ctypes.c_int64(memory.stride),
+                   ctypes.c_int64(memory.take_turns(runs)), ctypes.c_int64(runs), _POINTER(samples.ctypes.data))  # fmt: skip
         return samples
 
     def profile_ns(self, memory: "Memory", threads: int, runs: int) -> np.ndarray:
@@ -73,9 +77,15 @@ def _fresh_name(path: Path) -> str:
 
 
 class Memory:
-    """What a library works on. The arrays must be aligned (``aligned``) and stay alive as long as this object."""
+    """What a library works on. The arrays must be aligned (``aligned``) and stay alive as long as this object.
 
-    def __init__(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], weights: np.ndarray, workspace: np.ndarray):
+    copies : how often the weights lie in ``weights``, one after the other, for timing.
+    """
+
+    def __init__(
+        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], weights: np.ndarray, workspace: np.ndarray, copies: int = 1
+    ):
+        self.copies, self.stride, self._turn = copies, weights.size // copies, 0
         self._arrays = (*inputs, *outputs, weights, workspace)
         self.arguments = (
             (_POINTER * max(len(inputs), 1))(*(a.ctypes.data for a in inputs)),
@@ -83,6 +93,11 @@ class Memory:
             _POINTER(weights.ctypes.data),
             _POINTER(workspace.ctypes.data),
         )
+
+    def take_turns(self, runs: int) -> int:
+        """Number of the copy whose turn it is, before ``runs`` of them have theirs."""
+        turn, self._turn = self._turn, (self._turn + runs) % self.copies
+        return turn
 
 
 def aligned(size: int) -> np.ndarray:

@@ -34,10 +34,16 @@ def compile_to(
     store: str | Path | None,
     record: dict[str, Any],
     progress: Progress = SILENT,
+    *,
+    exact: bool = False,
+    weights_bytes: int = 0,
 ) -> Path:
-    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can."""
+    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can.
+
+    exact, weights_bytes : see ``Measurer``; bytes of the network for which kernels were measured before, if that is another one.
+    """
     network = lower(trace(model, example), profile)
-    with Costing(profile, store, progress) as cost:
+    with Costing(profile, store, progress, weights_bytes=weights_bytes or network.weight_bytes(), exact=exact) as cost:
         if cost.measurable:
             cost.measure(network.workloads(), "tune")
         with progress.task(f"compiling for {profile.name}"):

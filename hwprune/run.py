@@ -97,12 +97,14 @@ class SearchResult:
         profile = load_target(self.plan.target, threads or asked["threads"])
         folder = Path(out) if out is not None else self.folder.artifact
         facts, store = {"model": self.plan.model, "run": str(self.out) if self.out else None}, store or asked["store"]
+        # as the search measured them
+        kernels = {"exact": asked.get("exact", False), "weights_bytes": self.plan.dense.size_bytes}
         artifact = compile_to(
-            self.model, self.example_input, profile, folder, store, {**facts, "network": "pruned"}, progress
+            self.model, self.example_input, profile, folder, store, {**facts, "network": "pruned"}, progress, **kernels
         )
         if dense:
             beside = folder.with_name(f"{folder.name}_dense")
-            compile_to(self.dense, self.example_input, profile, beside, store, {**facts, "network": "dense"}, progress)
+            compile_to(self.dense, self.example_input, profile, beside, store, {**facts, "network": "dense"}, progress, **kernels)
             if profile.runs_here():
                 measured = time_pair(beside, artifact, profile, store, progress)
                 self.record["measured"] = {side: figure.model_dump() for side, figure in measured.items()}

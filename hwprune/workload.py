@@ -127,7 +127,7 @@ class Workload:
 
 
 #: Operators that define a kernel; every other operator is element-wise and fuses into one of these.
-ANCHORS = frozenset({"conv2d", "depthwise", "dense", "pool2d", "global_pool"})
+ANCHORS = frozenset({"conv2d", "depthwise", "dense", "pool2d", "global_pool", "layer_norm", "softmax", "attention", "matmul"})
 
 
 def _freeze(value: Any) -> Any:

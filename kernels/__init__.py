@@ -6,42 +6,76 @@ only way from a workload to machine code.
 
 from __future__ import annotations
 
-from typing import Sequence
+from dataclasses import replace
+from itertools import chain, zip_longest
+from typing import Mapping, Sequence
 
 import tvm
 from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
-from hwprune.kernels.common import conv_direct, elementwise
-from hwprune.kernels.schedule import Config, Rule
+from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize, winograd
+from hwprune.kernels.schedule import Config, Repack, Rule
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 2
+KERNELS_VERSION = 6
 
 #: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_lane, conv_direct, elementwise)
+RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)
+
+#: Rules that offer another way to compute a workload, beside the rule that has it.
+ALTERNATIVES: tuple[Rule, ...] = (winograd,)
 
 
-def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config]:
-    """Configurations for ``workload``, the most promising first. CompileError if no rule takes it."""
-    for rule in RULES:
-        offered = rule.candidates(workload, profile)
-        if offered:
-            return offered
-    raise CompileError(f"no schedule rule takes workload {workload.key}")
+def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) -> Sequence[Config]:
+    """Configurations for ``workload``, the most promising first; those of alternatives take turns with the others.
+
+    exact : leave out rules whose results differ by more than the rounding of single operations.
+    CompileError if no rule takes the workload.
+    """
+    offered = next(filter(None, (rule.candidates(workload, profile) for rule in RULES)), None)
+    if offered is None:
+        raise CompileError(f"no schedule rule takes workload {workload.key}")
+    others = [rule.candidates(workload, profile) or () for rule in ALTERNATIVES if not exact or _is_exact(rule)]
+    return [config for config in chain.from_iterable(zip_longest(offered, *others)) if config is not None]
 
 
 def primfunc(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
     """The scheduled function of ``workload``. Infeasible if ``config`` does not fit it."""
-    for rule in RULES:
+    try:
+        return _rule(config).schedule(workload, profile, config)
+    except tvm.s_tir.ScheduleError as err:
+        raise Infeasible(f"{config.to_text()}: {str(err).strip().splitlines()[-1]}") from None
+
+
+def repacked(workload: Workload, config: Config) -> Mapping[int, Repack]:
+    """Number of each input that the kernel of ``config`` wants packed in another way -> how."""
+    repack = getattr(_rule(config), "repack", None)
+    return repack(workload, config) if repack else {}
+
+
+def kernel_inputs(workload: Workload, config: Config) -> tuple[TensorSpec, ...]:
+    """The workload's inputs as the kernel of ``config`` reads them."""
+    packed = repacked(workload, config)
+    return tuple(replace(t, shape=packed[i].shape) if i in packed else t for i, t in enumerate(workload.inputs))
+
+
+def is_exact(config: Config) -> bool:
+    """Whether the kernel of ``config`` computes its workload operation by operation."""
+    return _is_exact(_rule(config))
+
+
+def _is_exact(rule: Rule) -> bool:
+    return getattr(rule, "exact", True)
+
+
+def _rule(config: Config) -> Rule:
+    for rule in (*RULES, *ALTERNATIVES):
         if rule.name == config.rule:
-            try:
-                return rule.schedule(workload, profile, config)
-            except tvm.s_tir.ScheduleError as err:
-                raise Infeasible(f"{config.to_text()}: {str(err).strip().splitlines()[-1]}") from None
+            return rule
     raise Infeasible(f"unknown schedule rule {config.rule!r}")
 
 

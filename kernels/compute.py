@@ -7,16 +7,20 @@ lanes of the same number.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Callable
-
+from typing import Callable, Sequence
 
 from tvm import te, tirx
 
+from hwprune.compile.layouts import Layout, Views, parsed
 from hwprune.errors import UnsupportedOperator
-from hwprune.workload import OpCall, Workload
+from hwprune.workload import ANCHORS, OpCall, Workload
 
 Expr = Callable[..., tirx.Expr]
+#: an expression and its shape
+Value = tuple[Expr, tuple[int, ...]]
+Anchor = Callable[[OpCall, Sequence[Value]], Value]
 
 
 @dataclass
@@ -33,10 +37,30 @@ class Computation:
 def compute(workload: Workload) -> Computation:
     """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none."""
     inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
-    values: list[tuple[Expr, tuple[int, ...]]] = [(_reader(t), tuple(t.shape)) for t in _shaped(inputs, workload)]
+    expr, shape = _evaluated(workload, inputs, lambda call, values: _anchor(call, values, workload))
+    output = te.compute(shape, lambda *index: expr(*index), name="Y")
+    return Computation(inputs, output)
+
+
+def _anchor(call: OpCall, values: Sequence[Value], workload: Workload) -> Value:
+    if call.op not in ANCHOR_RULES:
+        raise UnsupportedOperator(f"operator {call.op!r} has no tensor expression (workload {workload.key})")
+    return ANCHOR_RULES[call.op](call, values, workload)
+
+
+def expression(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Anchor) -> Expr:
+    """The result of ``workload`` at an index, over buffers that hold its inputs.
+
+    anchor : (call, values so far) -> expression and shape of the anchor's result, for kernels that compute it their way.
+    """
+    return _evaluated(workload, buffers, anchor)[0]
+
+
+def _evaluated(workload: Workload, inputs: Sequence[te.Tensor | tirx.Buffer], anchor: Anchor) -> Value:
+    values: list[Value] = [(_reader(x), t.shape) for x, t in zip(inputs, workload.inputs)]
     for call in workload.ops:
-        if call.op in ANCHOR_RULES:
-            values.append(ANCHOR_RULES[call.op](call, values, workload))
+        if call.op in ANCHORS:
+            values.append(anchor(call, values))
         elif call.op in ELEMENTWISE:
             values.append(_elementwise(call, values))
         elif call.op in MOVEMENT:
@@ -44,27 +68,20 @@ def compute(workload: Workload) -> Computation:
         else:
             raise UnsupportedOperator(f"no kernel computes operator {call.op!r} (workload {workload.key})")
     expr, shape = values[-1]
-    if tuple(workload.output.shape) != shape:
+    if tuple(workload.output.shape) != tuple(shape):
         raise UnsupportedOperator(f"workload {workload.key} computes shape {shape}, but declares {workload.output.shape}")
-    output = te.compute(shape, lambda *index: expr(*index), name="Y")
-    return Computation(inputs, output)
+    return expr, shape
 
 
-class _Shaped:
-    def __init__(self, tensor: te.Tensor, shape: tuple[int, ...]):
-        self.tensor, self.shape = tensor, shape
+def chain(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Expr) -> Expr:
+    """``expression`` where ``anchor`` says what the anchor gives at an index of the result."""
+    return expression(workload, buffers, lambda call, values: (anchor, workload.output.shape))
 
 
-def _shaped(tensors: list[te.Tensor], workload: Workload) -> list[_Shaped]:
-    return [_Shaped(t, spec.shape) for t, spec in zip(tensors, workload.inputs)]
-
-
-def _reader(item: _Shaped) -> Expr:
-    def read(*index):
-        return item.tensor(*index)
-
-    read.tensor = item.tensor
-    return read
+def _reader(item: te.Tensor | tirx.Buffer) -> Expr:
+    if isinstance(item, te.Tensor):
+        return lambda *index: item(*index)
+    return lambda *index: item[index]
 
 
 # --- element-wise -----------------------------------------------------------------------------------------------
@@ -82,7 +99,7 @@ def _clip(x, low, high):
     return x
 
 
-def _exp(x):
+def exponential(x):
     """exp by range reduction and a polynomial, in vector operations only (libm's is called lane by lane).
 
     Cephes expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2; relative error below 2e-7 in float32.
@@ -98,18 +115,25 @@ def _exp(x):
 
 
 def _sigmoid(x):
-    return _const(x, 1.0) / (_const(x, 1.0) + _exp(-x))
+    return _const(x, 1.0) / (_const(x, 1.0) + exponential(-x))
 
 
 def _erf(x):
-    """Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7."""
-    sign = tirx.Select(x < _const(x, 0.0), _const(x, -1.0), _const(x, 1.0))
-    a = x * sign
-    t = _const(x, 1.0) / (_const(x, 1.0) + _const(x, 0.3275911) * a)
-    poly = _const(x, 1.061405429)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        poly = poly * t + _const(x, c)
-    return sign * (_const(x, 1.0) - poly * t * _exp(-a * a))
+    """A quotient of polynomials: absolute error below 5e-7. The coefficients are those of Eigen's ``erf``."""
+    x = _clip(x, -4.0, 4.0)
+    square = x * x
+
+    def polynomial(first, *rest):
+        value = _const(x, first)
+        for c in rest:
+            value = value * square + _const(x, c)
+        return value
+
+    above = polynomial(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+                       -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
+    below = polynomial(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+                       -1.42647390514189e-02)
+    return x * above / below
 
 
 #: operator -> function of its operands' expressions and its OpCall
@@ -130,7 +154,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "sigmoid": lambda c, a: _sigmoid(a),
     "silu": lambda c, a: a * _sigmoid(a),
     "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
-    "exp": lambda c, a: _exp(a),
+    "exp": lambda c, a: exponential(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "hardswish": lambda c, a: a * _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "gelu": lambda c, a: a * _const(a, 0.5) * (_const(a, 1.0) + _erf(a * _const(a, 0.7071067811865476))),
@@ -241,6 +265,51 @@ def _relayout(call, values):
     return read, result
 
 
+def _gather(call, values):
+    """Copy through views. ``map`` is the chain of views (``hwprune.compile.layouts``) of the operand, which is one axis;
+    ``order`` and ``merged`` are the result's layout, ``logical`` its logical shape."""
+    expr, (size,) = values[call.args[0]]
+    views, layout, logical = parsed(call["map"]), Layout(call["order"], call["merged"]), call["logical"]
+    shape = tuple(call["shape"])
+    outer = len(layout.order) - layout.merged
+    inner = [logical[axis] for axis in layout.order[outer:]]
+
+    def read(*index):
+        where = [tirx.IntImm("int32", 0)] * len(logical)
+        for axis, i in zip(layout.order[:outer], index):
+            where[axis] = i
+        if inner:
+            last = index[-1]
+            if shape[-1] > math.prod(inner):  # lanes of padding: any value of the row
+                last = tirx.min(last, math.prod(inner) - 1)
+            for axis, i in zip(layout.order[outer:], unravel(last, inner)):
+                where[axis] = i
+        return expr(address(views, where))
+
+    return read, shape
+
+
+def address(views: Views, where):
+    """Place in the memory that a chain of views looks at, of the element at index ``where`` of the last one."""
+    for number, view in reversed(list(enumerate(views))):
+        at = tirx.IntImm("int32", view.offset)
+        for axis, i in zip(view.axes, where):
+            for (_, stride), digit in zip(axis, unravel(i, [extent for extent, _ in axis])):
+                at = at + digit * stride
+        where = unravel(at, views[number - 1].shape) if number else [at]
+    return where[0]
+
+
+def unravel(at, shape) -> list:
+    """Index in row-major ``shape`` of the element number ``at``."""
+    index = []
+    for position, extent in enumerate(shape):
+        step = math.prod(shape[position + 1 :])
+        digit = at if step == 1 else tirx.floordiv(at, step)
+        index.append(digit if position == 0 else tirx.floormod(digit, extent))
+    return index
+
+
 def _extent_of(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Size of each logical axis as far as the physical loop runs over it."""
     if layout == "nhwc":
@@ -250,7 +319,7 @@ def _extent_of(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayout}
+MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayout, "gather": _gather}
 
 
 # --- anchors ----------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ profile.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Protocol, Sequence
+from dataclasses import dataclass, field
+from typing import Callable, Protocol, Sequence
 
+import numpy as np
 from tvm import s_tir, tirx
 
 from hwprune.target import TargetProfile
@@ -38,6 +39,19 @@ class Config:
     def from_text(text: str) -> "Config":
         data = json.loads(text)
         return Config.make(data.pop("rule"), **data)
+
+
+@dataclass(frozen=True)
+class Repack:
+    """How a kernel wants a constant instead of as the workload has it.
+
+    name : says what is done; equal names do the same. shape : of the result.
+    transform : packed as the workload has it -> packed as the kernel reads it, both float32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transform: Callable[[np.ndarray], np.ndarray] = field(compare=False, repr=False)
 
 
 class Rule(Protocol):

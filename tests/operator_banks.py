@@ -229,14 +229,14 @@ OPERATORS = {
     "elementwise": (nn.SiLU(), (2, 19, 9, 7)),
 }
 
-_SAMPLE = 6
+_SAMPLE = 10
 
 
 def sample(offered: list[Config]) -> list[Config]:
     """The first, one of each value of each parameter that is a choice, and some from all over the list."""
     picked = [offered[0]]
-    for parameter in ("split", "order"):
-        values = {dict(c.params).get(parameter): c for c in reversed(offered)}
+    for parameter in ("rule", "m", "split", "order"):
+        values = {{"rule": c.rule, **dict(c.params)}.get(parameter): c for c in reversed(offered)}
         picked += list(values.values())
     picked += offered[:: max(1, len(offered) // 3)]
     return list(dict.fromkeys(picked))[:_SAMPLE]

@@ -20,28 +20,31 @@ from typing import Callable, Mapping
 import numpy as np
 
 from hwprune import __version__
-from hwprune.compile.constants import Constant
+from hwprune.compile.constants import Constant, size_bytes
 from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
 from hwprune.compile.memory import MemoryPlan, aligned
 from hwprune.errors import CompileError, HwpruneError
 from hwprune.fsio import sha256_file, write_json_atomic
-from hwprune.kernels import KERNELS_VERSION, primfunc
-from hwprune.kernels.schedule import Config
+from hwprune.kernels import KERNELS_VERSION, kernel_inputs, primfunc, repacked
+from hwprune.kernels.schedule import Config, Repack
 from hwprune.runtime import FORMAT
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 SchedulePicker = Callable[[Workload], Config]
+#: a constant, and how its kernel wants it instead of as the workload has it
+Packed = tuple[Constant, Repack | None]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where constants lie in the weight file, and which kernel serves each distinct workload."""
+    """Where constants lie in the weight file, each packed as its kernels read it, and which kernel serves each distinct
+    workload."""
 
-    offsets: dict[Constant, int]
-    shapes: dict[Constant, tuple[int, ...]]
+    offsets: dict[Packed, int]
+    shapes: dict[Packed, tuple[int, ...]]
     size: int
     symbols: dict[str, str]  # workload key -> symbol
 
@@ -62,8 +65,8 @@ def build_artifact(
     """
     out = Path(out)
     emitted = network.emitted()
-    layout, memory = _plan(emitted), network.memory()
     chosen = {e.workload.key: pick(e.workload) for e in emitted}
+    layout, memory = _plan(emitted, chosen), network.memory()
     distinct = {e.workload.key: e.workload for e in emitted}
     functions = {layout.symbols[key]: primfunc(w, profile, chosen[key]) for key, w in distinct.items()}
     try:
@@ -72,7 +75,7 @@ def build_artifact(
     except OSError as err:
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
-        calls = _calls(network, emitted, layout, memory)
+        calls = _calls(network, emitted, chosen, layout, memory)
         link(functions, tables(calls, _facts(network, layout, memory, profile)), profile, folder / "network.so")
         _write_weights(network, layout, profile, folder)
         manifest = _manifest(network, emitted, layout, memory, chosen, profile, record or {})
@@ -89,21 +92,31 @@ def build_artifact(
     return out
 
 
-def _plan(emitted: list[Emitted]) -> _Layout:
-    offsets: dict[Constant, int] = {}
-    shapes: dict[Constant, tuple[int, ...]] = {}
+def _operands(emitted: Emitted, config: Config) -> list[tuple[tuple[int, ...], str | Packed]]:
+    """Shape and binding of each input of a call, as the kernel of ``config`` reads it."""
+    packed = repacked(emitted.workload, config)
+    specs = kernel_inputs(emitted.workload, config)
+    return [
+        (spec.shape, binding if isinstance(binding, str) else (binding, packed.get(i)))
+        for i, (spec, binding) in enumerate(zip(specs, emitted.bindings))
+    ]
+
+
+def _plan(emitted: list[Emitted], chosen: Mapping[str, Config]) -> _Layout:
+    offsets: dict[Packed, int] = {}
+    shapes: dict[Packed, tuple[int, ...]] = {}
     symbols: dict[str, str] = {}
     size = 0
     for e in emitted:
         symbols.setdefault(e.workload.key, f"kernel{len(symbols)}")
-        for spec, binding in zip(e.workload.inputs, e.bindings):
+        for shape, binding in _operands(e, chosen[e.workload.key]):
             if not isinstance(binding, str) and binding not in offsets:
-                offsets[binding], shapes[binding] = size, spec.shape
-                size = aligned(size + spec.size_bytes)
+                offsets[binding], shapes[binding] = size, shape
+                size = aligned(size + size_bytes(shape))
     return _Layout(offsets, shapes, size, symbols)
 
 
-def _calls(network: Network, emitted: list[Emitted], layout: _Layout, memory: MemoryPlan) -> list[KernelCall]:
+def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config], layout: _Layout, memory: MemoryPlan) -> list[KernelCall]:
     inputs = {name: i for i, name in enumerate(network.inputs)}
     outputs = {name: i for i, name in enumerate(network.outputs)}
 
@@ -117,8 +130,8 @@ def _calls(network: Network, emitted: list[Emitted], layout: _Layout, memory: Me
     result = []
     for call, e in zip(network.calls, emitted):
         arguments = [
-            place(binding, spec.shape) if isinstance(binding, str) else Argument(WEIGHTS, layout.offsets[binding], spec.shape)
-            for spec, binding in zip(e.workload.inputs, e.bindings)
+            place(binding, shape) if isinstance(binding, str) else Argument(WEIGHTS, layout.offsets[binding], shape)
+            for shape, binding in _operands(e, chosen[e.workload.key])
         ]
         arguments.append(place(call.name, e.workload.output.shape))
         result.append(KernelCall(layout.symbols[e.workload.key], tuple(arguments)))
@@ -135,10 +148,11 @@ def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, fo
 
     params = parameter_values(network)
     blob = np.zeros(max(layout.size // 4, 1), np.float32)
-    for constant, offset in layout.offsets.items():
+    for (constant, repack), offset in layout.offsets.items():
         packed = constant.pack(params, profile.lanes)
-        if packed.shape != layout.shapes[constant]:
-            raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {layout.shapes[constant]}")
+        packed = packed if repack is None else repack.transform(packed)
+        if packed.shape != layout.shapes[constant, repack]:
+            raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {layout.shapes[constant, repack]}")
         blob[offset // 4 : offset // 4 + packed.size] = packed.ravel()
     (folder / "weights.safetensors").write_bytes(save({"packed": blob}))
 

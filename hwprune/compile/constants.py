@@ -121,29 +121,45 @@ class NormVector:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A free parameter as an element-wise operand: brought to ``rank`` axes, laid out as the activation it meets."""
+    """A free parameter as an element-wise operand: brought to ``rank`` axes, in the order of the activation it meets.
+
+    folded : for a kernel on rows, all axes but the innermost are one.
+    """
 
     name: str
     rank: int
-    channels_last: bool
+    order: tuple[int, ...]
+    folded: bool = False
 
     def shape(self, shapes: Shapes, lanes: int) -> tuple[int, ...]:
         logical = shapes(self.name)
         logical = (1,) * (self.rank - len(logical)) + tuple(logical)
-        if self.channels_last:
-            logical = (logical[0], logical[2], logical[3], logical[1])
-        last = logical[-1]
-        return (*logical[:-1], last if last == 1 else stored(last, lanes))
+        *outer, last = (logical[axis] for axis in self.order)
+        last = last if last == 1 else stored(last, lanes)
+        return (math.prod(outer), last) if self.folded else (*outer, last)
 
     def pack(self, params: Params, lanes: int) -> np.ndarray:
         value = params[self.name].astype(np.float64)
-        value = value.reshape((1,) * (self.rank - value.ndim) + value.shape)
-        if self.channels_last:
-            value = value.transpose(0, 2, 3, 1)
+        value = value.reshape((1,) * (self.rank - value.ndim) + value.shape).transpose(self.order)
+        if self.folded:
+            value = value.reshape(-1, value.shape[-1])
         return _float32(value) if value.shape[-1] == 1 else _pad_last(value, lanes)
 
 
-Constant = ConvWeight | DenseWeight | Bias | NormVector | Aligned
+@dataclass(frozen=True)
+class Raw:
+    """A parameter as it is, for readers that index into it: one axis."""
+
+    name: str
+
+    def shape(self, shapes: Shapes, lanes: int) -> tuple[int, ...]:
+        return (math.prod(shapes(self.name)),)
+
+    def pack(self, params: Params, lanes: int) -> np.ndarray:
+        return _float32(params[self.name].ravel())
+
+
+Constant = ConvWeight | DenseWeight | Bias | NormVector | Aligned | Raw
 
 
 def size_bytes(shape: tuple[int, ...]) -> int:

@@ -4,22 +4,24 @@ Each call is an anchor (convolution, matrix product, pool) with the element-wise
 element-wise or data-movement operators on its own. Fusion depends on the graph only; workloads are then made for any
 widths through a ``shapes`` function, so the search lowers a network once and asks for workloads thousands of times.
 
-Layouts of values: ``plain`` (the network's inputs and outputs), ``nhwc`` (images, channels innermost, padded to whole
-vectors), ``rows`` (everything else, innermost axis padded).
+Layouts of values (``layouts``): the network's inputs and outputs are plain, images have their channels innermost and padded
+to whole vectors, everything else its last axis. Permutations, reshapes and the like are views: where the memory that they
+look at lies as their readers want it they cost nothing; elsewhere one copy stands for a whole chain of them.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 import torch
 from torch import fx
 
 from hwprune.compile import ops
-from hwprune.compile.constants import BatchNorm, Constant, Shapes
+from hwprune.compile.constants import Constant, Shapes
+from hwprune.compile.layouts import Layout, layout_of, lies_in, nhwc, plain, rows, usual
 from hwprune.compile.memory import MemoryPlan, Step, place
+from hwprune.compile.views import IDENTITIES, LISTS, is_view, source_of
 from hwprune.errors import CompileError, UnsupportedOperator
 from hwprune.graph.trace import Traced
 from hwprune.target import TargetProfile
@@ -103,20 +105,21 @@ def lower(traced: Traced, profile: TargetProfile) -> Network:
     return _Lowering(traced, profile).run()
 
 
+#: Two ways to pad that no width makes equal to another sum of strides: what lies alike under both does so at all widths.
+_PADS = (lambda width: width + 1, lambda width: width + 100003)
+
+
 class _Lowering:
     def __init__(self, traced: Traced, profile: TargetProfile):
         self.traced, self.lanes = traced, profile.lanes
         signature = traced.exported.graph_signature
         self.user_inputs = [n for n in signature.user_inputs if isinstance(n, str)]
         self.user_outputs = [n for n in signature.user_outputs if isinstance(n, str)]
-        self.parameters = set(traced.targets)
-        self.layouts: dict[str, str] = {}
-        self.alias: dict[str, fx.Node] = {}  # node -> the node whose memory it shares
-        self.norms: dict[str, BatchNorm] = {}
+        self.place = ops.Placement(frozenset(traced.targets))
+        self.layouts = self.place.layouts
         self.groups: list[list[fx.Node]] = []
         self.owner: dict[str, list[fx.Node]] = {}
-        self.copies: dict[str, Call] = {}  # calls that copy network inputs into another layout
-        self.copied: dict[str, str] = {}  # network input -> layout of its copy
+        self.copies: list[tuple[fx.Node, Call]] = []  # calls that copy a value into another layout, and the value
         self.sharing: dict[str, list[fx.Node]] = {}  # node -> the nodes so far that share its memory in torch
 
     def run(self) -> Network:
@@ -129,32 +132,27 @@ class _Lowering:
                     f"{err}, called by {self.traced.source(node)}; replace it to search or compile the network"
                 ) from None
         order = {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
-        self.groups.sort(key=lambda group: order[group[-1].name])
-        calls = [*self.copies.values(), *(self._call(group) for group in self.groups)]
+        calls = [(order[value.name], call) for value, call in self.copies]
+        calls += [(order[group[-1].name], self._call(group)) for group in self.groups]
+        calls = [call for _, call in sorted(calls, key=lambda item: item[0])]
         outputs = [self._output(name, i) for i, name in enumerate(self.user_outputs)]
         calls += outputs
-        network = Network(self.traced, self.lanes, tuple(calls), tuple(self.user_inputs),
-                          tuple(call.name for call in outputs), tuple(self.user_outputs))
-        for call in calls:  # unsupported attributes come to light here, not in the middle of a search
-            self._checked(call)
-        return network
+        return Network(self.traced, self.lanes, tuple(calls), tuple(self.user_inputs),
+                       tuple(call.name for call in outputs), tuple(self.user_outputs))
 
     # --- fusion -------------------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self._check_dtype(node)
-            self.layouts[node.name] = "plain"
-        elif node.op in ("get_attr", "output"):
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                self.layouts[node.name] = plain(node.meta["val"].dim())
+        elif node.op in ("get_attr", "output") or node.target in LISTS:
             return
-        elif node.target in ops.IDENTITIES:
-            self._share(node, node.args[0], self.layouts[node.args[0].name])
-        elif node.target in ops.RESHAPES:
-            self._reshape(node)
+        elif node.target in IDENTITIES or is_view(node):
+            self._view(node)
         elif node.target in ops.ANCHORS:
-            if node.target not in ops.READ_PLAIN:
-                self._channels_last(node.args[0])
-            self._start(node)
+            self._anchor(node)
         elif node.target in ops.ELEMENTWISE:
             self._elementwise(node)
         elif node.target in ops.MOVEMENT:
@@ -162,15 +160,29 @@ class _Lowering:
         else:
             raise ops.refuse(node)
 
+    def _view(self, node: fx.Node) -> None:
+        """No kernel: the value is the memory of another one."""
+        source = source_of(node)
+        step = () if node.target in IDENTITIES else (node,)
+        self.place.moves[node.name] = (self.place.base(source), self.place.steps(source) + step)
+        if not step:
+            self.layouts[node.name] = self.layouts[source.name]
+            return
+        found = [self._layouts_under(node, pad) for pad in _PADS]
+        self.layouts[node.name] = next((layout for layout in found[0] if layout in found[1]), None)
+
+    def _layouts_under(self, node: fx.Node, pad) -> list[Layout]:
+        return layout_of(self.place.views(node, self.traced.shape, pad), self.traced.shape(node.name), pad)
+
     def _check_write(self, node: fx.Node) -> None:
         """Refuse a write in place that reaches a later reader through another name for the same memory.
 
         Kernels compute values, not memory: a reader of the other name would get the value from before the write.
         """
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node.op != "call_function":
             return
-        writes = node.target._schema.is_mutable
-        if not writes and node.target not in ops.VIEWS:
+        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if not writes and node.target not in ops.SHARING:
             self.sharing[node.name] = [node]
             return
         memory = self.sharing.setdefault(node.args[0].name, [node.args[0]])
@@ -189,41 +201,108 @@ class _Lowering:
             name = self.traced.targets.get(node.name, node.name)
             raise CompileError(f"parameter {name!r} is {value.dtype}, the compiler takes float32; convert the network with .float()")
 
-    def _layout(self, node: fx.Node) -> str:
-        return "nhwc" if len(self.traced.shape(node.name)) == 4 else "rows"
-
-    def _start(self, node: fx.Node) -> None:
+    def _start(self, node: fx.Node, layout: Layout) -> None:
         """A kernel of its own begins at ``node``."""
         group = [node]
         self.groups.append(group)
         self.owner[node.name] = group
-        self.layouts[node.name] = self._layout(node)
-
-    def _join(self, group: list[fx.Node], node: fx.Node) -> None:
-        group.append(node)
-        self.owner[node.name] = group
-        self.layouts[node.name] = self._layout(node)
-
-    def _share(self, node: fx.Node, source: fx.Node, layout: str) -> None:
-        self.alias[node.name] = source
         self.layouts[node.name] = layout
 
-    def resolve(self, node: fx.Node) -> fx.Node:
-        while node.name in self.alias:
-            node = self.alias[node.name]
-        return node
+    def _join(self, group: list[fx.Node], node: fx.Node, layout: Layout) -> None:
+        group.append(node)
+        self.owner[node.name] = group
+        self.layouts[node.name] = layout
 
     def _activations(self, node: fx.Node) -> list[fx.Node]:
-        return [n for n in node.all_input_nodes if n.name not in self.parameters]
+        return [n for n in node.all_input_nodes if not self.place.is_constant(n)]
 
-    def _open_group(self, node: fx.Node, producer: fx.Node) -> list[fx.Node] | None:
-        """The kernel that makes ``producer``, if ``node`` can be its epilogue."""
-        group = self.owner.get(producer.name)
-        if group is None or group[-1] is not producer or len(producer.users) != 1 or producer.name in self.user_outputs:
+    def _anchor(self, node: fx.Node) -> None:
+        rank, operand = len(self.traced.shape(node.name)), node.args[0]
+        given = self.layouts.get(operand.name)
+        if node.target in ops.READ_VIEWS:
+            # heads side by side: the projection that follows reads them as rows
+            attention = node.target is torch.ops.aten.scaled_dot_product_attention.default and rank == 4
+            return self._start(node, Layout((0, 2, 1, 3), 2) if attention else rows(rank))
+        as_it_is = node.target in ops.READ_PLAIN and given is not None and given == plain(len(given.order))
+        if node.target in ops.ROWS:
+            layout = ops.row_layout(given, rank, padded=not as_it_is)
+            self._want(operand, layout)
+            return self._start(node, layout if layout.merged else rows(rank))
+        wanted = nhwc(len(self.traced.shape(operand.name))) or rows(len(self.traced.shape(operand.name)))
+        if not (as_it_is and node.target in ops.IMAGES):
+            self._want(operand, wanted)
+        self._start(node, usual(rank))
+
+    def _want(self, node: fx.Node, layout: Layout) -> None:
+        """See to it that ``node`` can be read in ``layout``: where it does not lie so, a copy is made, once."""
+        given, name = self.layouts.get(node.name), self.place.key(node)
+        if not self.place.is_constant(node):
+            if given == layout or (node.name, layout) in self.place.lies:
+                return
+            shape = self.traced.shape
+            if all(lies_in(self.place.views(node, shape, pad), shape(node.name), layout, pad) for pad in _PADS):
+                self.place.lies.add((node.name, layout))
+                return
+        if (name, layout) not in self.place.copies:
+            self.copies.append((node, self._copy(f"{name}@{layout}", node, layout)))
+            self.place.copies[name, layout] = f"{name}@{layout}"
+
+    def _readable(self, node: fx.Node, layout: Layout) -> bool:
+        """Whether ``node`` is read in ``layout`` straight from memory."""
+        return (
+            self.layouts.get(node.name) == layout
+            or (node.name, layout) in self.place.lies
+            or (self.place.key(node), layout) in self.place.copies
+        )
+
+    def _open_group(self, node: fx.Node, operand: fx.Node) -> list[fx.Node] | None:
+        """The kernel that makes ``operand``, if ``node`` can be its epilogue."""
+        base, layout = self.place.base(operand), self.layouts.get(operand.name)
+        group = self.owner.get(base.name)
+        if group is None or group[-1] is not base or not self._only_reader(operand, base) or layout is None or layout.merged != 1:
             return None
-        if group[0].target is torch.ops.aten.linear.default and len(self.traced.shape(producer.name)) != 2:
-            return None  # inside the kernel of a matrix product all leading axes are one
-        return group if self.traced.shape(producer.name) == self.traced.shape(node.name) else None
+        if self.traced.shape(operand.name) != self.traced.shape(node.name) or group[0].target in (*ops.MOVEMENT, *ops.READ_VIEWS):
+            return None
+        if node.target in ops.BY_CHANNEL and layout != usual(len(layout.order)):
+            return None
+        if group[0].target in ops.ROWS:
+            return group if all(self._fits_rows(n, node, layout) for n in node.all_input_nodes if n is not operand) else None
+        own = self.layouts[base.name]
+        assert own is not None
+        seen = (layout.physical(self.traced.shape(operand.name), 1), own.physical(self.traced.shape(base.name), 1))
+        return group if seen[0] == seen[1] else None
+
+    def _only_reader(self, operand: fx.Node, base: fx.Node) -> bool:
+        """Whether nothing else reads the memory that ``operand`` looks at."""
+        node = operand
+        while True:
+            if len(node.users) != 1 or node.name in self.user_outputs:
+                return False
+            if node is base:
+                return True
+            node = source_of(node)
+
+    def _fits_rows(self, operand: fx.Node, node: fx.Node, layout: Layout) -> bool:
+        """Whether a kernel on rows can read ``operand``: row by row with its own, or one row for all of them."""
+        result = self.traced.shape(node.name)
+        logical = self.traced.shape(operand.name)
+        if not self.place.is_constant(operand):
+            return logical == result and self._readable(operand, layout)
+        if self.place.steps(operand):
+            return False
+        logical = (1,) * (len(result) - len(logical)) + logical
+        outer = [(logical[axis], result[axis]) for axis in layout.order[:-1]]
+        return all(own == 1 for own, _ in outer) or all(own == full for own, full in outer)
+
+    def _layout_among(self, node: fx.Node) -> Layout:
+        """The layout of an operand of the result's shape, so that it is read as it lies."""
+        rank = len(self.traced.shape(node.name))
+        if node.target not in ops.BY_CHANNEL:
+            for operand in self._activations(node):
+                layout = self.layouts.get(operand.name)
+                if layout is not None and layout.merged == 1 and len(layout.order) == rank:
+                    return layout
+        return usual(rank)
 
     def _elementwise(self, node: fx.Node) -> None:
         if node.target is torch.ops.aten.batch_norm.default:
@@ -231,116 +310,100 @@ class _Lowering:
             norm = ops.batch_norm_of(node)
             convolution = source.target in (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
             if convolution and len(source.users) == 1 and source.name not in self.user_outputs:
-                self.norms[source.name] = norm
-        for operand in self._activations(node):
-            self._channels_last(operand)
-        groups = [g for g in (self._open_group(node, p) for p in self._activations(node)) if g is not None]
-        groups = [g for g in groups if g[0].target not in ops.MOVEMENT]
+                self.place.norms[source.name] = norm
+        self._copy_inputs(node)
+        groups = [(g, n) for n in self._activations(node) if (g := self._open_group(node, n)) is not None]
         if groups:
             # of two convolutions that meet in an addition, the one with more work keeps the epilogue
-            self._join(max(groups, key=lambda g: g[0].target in ops.ANCHORS), node)
+            group, operand = max(groups, key=lambda item: item[0][0].target in ops.ANCHORS)
+            layout = self.layouts[operand.name]
+            assert layout is not None
+            self._join(group, node, layout)
         else:
-            self._start(node)
+            self._start(node, self._layout_among(node))
 
     def _movement(self, node: fx.Node) -> None:
         sources = self._activations(node)
         group = self._owner_movement(sources[0]) if len(sources) == 1 else None
         if group is not None:
-            self._join(group, node)
+            layout = self.layouts[sources[0].name]
+            assert layout is not None
+            self._join(group, node, layout)
             return
-        for source in sources:
-            self._channels_last(source)
-        self._start(node)
+        self._copy_inputs(node)
+        self._start(node, self._layout_among(node))
+
+    def _copy_inputs(self, node: fx.Node) -> None:
+        """Give plain network inputs the usual layout, once."""
+        for operand in self._activations(node):
+            if self.place.base(operand).name in self.user_inputs and not self.place.steps(operand):
+                self._want(operand, usual(len(self.traced.shape(operand.name))))
 
     def _owner_movement(self, source: fx.Node) -> list[fx.Node] | None:
         group = self.owner.get(source.name)
         chain = group is not None and group[-1] is source and all(n.target in ops.MOVEMENT for n in group)
         return group if chain and len(source.users) == 1 and source.name not in self.user_outputs else None
 
-    def _reshape(self, node: fx.Node) -> None:
-        source = node.args[0]
-        before, after = self.traced.shape(source.name), self.traced.shape(node.name)
-        layout = self.layouts[source.name]
-        if before == after:
-            return self._share(node, source, layout)
-        pixels = len(before) == 4 and before[2:] == (1, 1)
-        if layout == "nhwc" and pixels and after == before[:2]:
-            return self._share(node, source, "rows")
-        if layout == "rows" and len(before) == 2 and after == (*before, 1, 1):
-            return self._share(node, source, "nhwc")
-        if layout == "rows" and before[-1] == after[-1]:
-            return self._share(node, source, "rows")
-        if len(before) == 4 and len(after) == 2 and after[0] == before[0]:
-            return self._start(node)  # flattening an image: a copy into logical order
-        raise ops.refuse(node, f"from {list(before)} to {list(after)}")
-
     # --- calls --------------------------------------------------------------------------------------------------
 
-    def _emitter(self, shapes: Shapes) -> ops.Emitter:
-        return ops.Emitter(shapes, self.lanes, self.layouts, self.norms, self.parameters, self.copied, self.resolve)
-
     def _call(self, group: list[fx.Node]) -> Call:
-        nodes = tuple(group)
-        reads = list(dict.fromkeys([n.name for n in nodes] + [i.name for n in nodes for i in n.all_input_nodes]))
+        nodes, last = tuple(group), group[-1]
+        fold = nodes[0].target in ops.ROWS
 
         def emit(shapes: Shapes) -> Emitted:
-            e = self._emitter(shapes)
+            e = ops.Emitter(shapes, self.lanes, self.place, fold)
             for node in nodes:
                 e.finish(node, self._emit_node(e, node))
-            last = nodes[-1]
-            output = e.physical(last.name)
-            if nodes[0].target is torch.ops.aten.linear.default:
-                output = (math.prod(output[:-1]), output[-1])
-            return Emitted(e.workload(output), tuple(e.bindings))
+            return Emitted(e.workload(e.physical(last)), tuple(e.bindings))
 
-        return Call(nodes[-1].name, nodes, tuple(reads), emit)
+        return self._made(last.name, nodes, emit)
+
+    def _made(self, name: str, nodes: tuple[fx.Node, ...], emit: Callable[[Shapes], Emitted]) -> Call:
+        """The call, with the values whose shapes ``emit`` asks for."""
+        asked: dict[str, None] = {}
+
+        def spy(node: str) -> tuple[int, ...]:
+            asked[node] = None
+            return self.traced.shape(node)
+
+        call = Call(name, nodes, (), emit)
+        self._checked(call, spy)
+        return replace(call, reads=tuple(asked))
 
     def _emit_node(self, e: ops.Emitter, node: fx.Node):
-        if node.target in ops.RESHAPES:
-            source, layout = node.args[0], self.layouts[node.args[0].name]
-            return e.op("relayout", e.value(source, plain=layout == "plain"), source=layout, result="flat",
-                        logical=e.shapes(source.name), shape=e.physical(node.name))
         for table in (ops.ANCHORS, ops.ELEMENTWISE, ops.MOVEMENT):
             if node.target in table:
                 return table[node.target](e, node)
         raise ops.refuse(node)
 
-    def _channels_last(self, operand: fx.Node) -> None:
-        """Give a plain network input the layout that its readers expect, once."""
-        source = self.resolve(operand)
-        if self.layouts[source.name] != "plain" or source.name not in self.user_inputs:
-            return
-        layout = self._layout(source)
-        name = f"{source.name}@{layout}"
-        if name in self.copies:
-            return
-        self.copied[source.name] = layout
+    def _copy(self, name: str, node: fx.Node, layout: Layout) -> Call:
+        """A call that copies ``node`` into ``layout``."""
 
         def emit(shapes: Shapes) -> Emitted:
-            logical = tuple(shapes(source.name))
-            shape = ops.physical_shape(logical, layout, self.lanes)
-            e = self._emitter(shapes)
-            e.op("relayout", e.value(source, plain=True), source="plain", result=layout, logical=logical, shape=shape)
+            logical, given = tuple(shapes(node.name)), self.layouts.get(node.name)
+            e = ops.Emitter(shapes, self.lanes, self.place)
+            shape = layout.physical(logical, self.lanes)
+            if given is not None and not self.place.is_constant(node) and {str(given), str(layout)} <= _NAMED:
+                own = e.memory_as(node, given)
+                e.op("relayout", own, source=str(given), result=str(layout), logical=logical, shape=shape)
+            else:
+                e.gather(node, layout)
             return Emitted(e.workload(shape), tuple(e.bindings))
 
-        self.copies[name] = Call(name, (), (source.name,), emit)
+        return self._made(name, (), emit)
 
     def _output(self, name: str, position: int) -> Call:
         node = self.traced.nodes[name]
         again = f"#{position}" if name in self.user_outputs[:position] else ""
+        return self._copy(f"{name}@plain{again}", node, plain(len(self.traced.shape(name))))
 
-        def emit(shapes: Shapes) -> Emitted:
-            logical = tuple(shapes(name))
-            e = self._emitter(shapes)
-            layout = self.layouts[name]
-            e.op("relayout", e.value(node, plain=True), source=layout, result="plain", logical=logical, shape=logical)
-            return Emitted(e.workload(logical), tuple(e.bindings))
-
-        return Call(f"{name}@plain{again}", (), (name,), emit)
-
-    def _checked(self, call: Call) -> None:
+    def _checked(self, call: Call, shapes: Shapes) -> None:
         try:
-            call.emit(self.traced.shape)
+            call.emit(shapes)
         except UnsupportedOperator as err:
             where = f", called by {self.traced.source(call.nodes[0])}" if call.nodes else ""
             raise UnsupportedOperator(f"{err}{where}; replace it to search or compile the network") from None
+
+
+#: Layouts between which ``relayout`` copies.
+_NAMED = {"plain", "rows", "nhwc"}

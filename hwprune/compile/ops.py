@@ -7,66 +7,130 @@ Handlers read logical shapes through ``Emitter.shapes`` only, so that the same n
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable, Container
 
 import torch
 from torch import fx
 
-from hwprune.compile.constants import Aligned, BatchNorm, Bias, Constant, ConvWeight, DenseWeight, NormVector, Shapes, stored
+from hwprune.compile.constants import Aligned, BatchNorm, Bias, Constant, ConvWeight, DenseWeight, NormVector, Raw, Shapes, stored
+from hwprune.compile.layouts import Layout, Pad, Views, extended, nhwc, plain, rows, text, usual
+from hwprune.compile.views import IDENTITIES, LISTS, VIEWS, views_of
 from hwprune.errors import UnsupportedOperator
 from hwprune.workload import OpCall, TensorSpec, Workload
 
 aten = torch.ops.aten
 
 
+@dataclass
+class Placement:
+    """Where the values of a network lie, as lowering has decided it; the same at all widths.
+
+    layouts : node name -> layout of its value; None for a view that is no layout of the memory it looks at.
+    moves : node name -> (node whose memory holds its value, the views between them), for views and identities.
+    copies : (value, layout) -> name of the call that copies it into that layout.
+    lies : (value, layout) in which a value lies as well as in its own.
+    norms : convolution node name -> normalization folded into it.
+    parameters : names of the nodes that are constants.
+    """
+
+    parameters: Container[str]
+    layouts: dict[str, Layout | None] = field(default_factory=dict)
+    moves: dict[str, tuple[fx.Node, tuple[fx.Node, ...]]] = field(default_factory=dict)
+    copies: dict[tuple[str, Layout], str] = field(default_factory=dict)
+    lies: set[tuple[str, Layout]] = field(default_factory=set)
+    norms: dict[str, "BatchNorm"] = field(default_factory=dict)
+
+    def base(self, node: fx.Node) -> fx.Node:
+        """The node whose memory holds the value of ``node``."""
+        return self.moves[node.name][0] if node.name in self.moves else node
+
+    def steps(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return self.moves[node.name][1] if node.name in self.moves else ()
+
+    def key(self, node: fx.Node) -> str:
+        """One name for all nodes that are the same value."""
+        steps = self.steps(node)
+        return steps[-1].name if steps else self.base(node).name
+
+    def views(self, node: fx.Node, shapes: Shapes, pad: Pad) -> Views:
+        base = self.base(node)
+        layout = self.layouts.get(base.name) or plain(len(shapes(base.name)))
+        return views_of(base, layout, self.steps(node), shapes, pad)
+
+    def is_constant(self, node: fx.Node) -> bool:
+        return self.base(node).name in self.parameters
+
+
 class Emitter:
     """Collects one kernel's workload, with the activations and constants that its inputs are bound to.
 
-    layouts : node name -> layout of its value (see ``lower``).
-    norms : convolution node name -> normalization folded into it.
-    parameters : names of the nodes that are constants.
-    copies : network input -> layout of its copy, called ``NAME@LAYOUT``, for readers that cannot take it as it is.
-    resolve : node -> node whose memory holds its value (behind flattens, dropouts, ...).
+    fold : the kernel works on rows: all axes but the innermost are one.
     """
 
-    def __init__(self, shapes: Shapes, lanes: int, layouts: dict[str, str], norms: dict[str, "BatchNorm"],
-                 parameters: Container[str], copies: Mapping[str, str], resolve: Callable[[fx.Node], fx.Node]):
-        self.shapes, self.lanes, self.layouts, self.norms = shapes, lanes, layouts, norms
-        self.parameters, self.copies, self._resolve = parameters, copies, resolve
+    def __init__(self, shapes: Shapes, lanes: int, placement: Placement, fold: bool = False):
+        self.shapes, self.lanes, self.placement, self.fold = shapes, lanes, placement, fold
         self._inputs: list[TensorSpec] = []
         self.bindings: list[str | Constant] = []
         self._pending: list[tuple[str, tuple, dict]] = []
         self._result: dict[str, int | tuple] = {}
         self.macs = 0
 
-    def physical(self, name: str) -> tuple[int, ...]:
-        return physical_shape(self.shapes(name), self.layouts[name], self.lanes)
+    def layout(self, node: fx.Node) -> Layout:
+        layout = self.placement.layouts[node.name]
+        return usual(len(self.shapes(node.name))) if layout is None else layout
 
-    def layout(self, node: fx.Node) -> str:
-        return self.layouts[node.name]
+    def physical(self, node: fx.Node, layout: Layout | None = None) -> tuple[int, ...]:
+        """Shape in memory, as this kernel sees it."""
+        shape = (layout or self.layout(node)).physical(self.shapes(node.name), self.lanes)
+        return (math.prod(shape[:-1]), shape[-1]) if self.fold else shape
 
-    def value(self, node: fx.Node, shape: tuple[int, ...] | None = None, plain: bool = False):
-        """The operand that ``node`` is: a result of this kernel, or an activation read from memory as ``shape``.
+    def value(self, node: fx.Node, layout: Layout | None = None, shape: tuple[int, ...] | None = None):
+        """The operand that ``node`` is, laid out as ``layout`` (its own by default): a result of this kernel, or read
+        from memory, where that lies otherwise through a gather.
 
-        plain : the reader takes a network input in its own layout.
+        shape : the reader sees the same memory in this shape.
         """
+        place, base = self.placement, self.placement.base(node)
+        own = place.layouts.get(node.name)
         if node.name in self._result:
             return self._result[node.name]
-        source = self._resolve(node)
-        if source.name in self._result:
-            return self._result[source.name]
-        if source.name in self.parameters:
-            raise UnsupportedOperator(f"the compiler reads no parameter as an activation, but {source.name!r} is used as one")
-        if source.name in self.copies and not plain:
-            layout = self.copies[source.name]
-            physical = physical_shape(self.shapes(source.name), layout, self.lanes)
-            return self._input(TensorSpec(shape or physical), f"{source.name}@{layout}")
-        return self._input(TensorSpec(shape or self.physical(node.name)), source.name)
+        if own is not None and base.name in self._result:
+            return self._result[base.name]
+        layout = layout or self.layout(node)
+        copy = place.copies.get((place.key(node), layout))
+        if copy is not None:
+            return self._input(TensorSpec(shape or self.physical(node, layout)), copy)
+        if not place.is_constant(node) and (layout == own or (node.name, layout) in place.lies):
+            return self._input(TensorSpec(shape or self.physical(node, layout)), base.name)
+        return self.gather(node, layout)
+
+    def memory_as(self, node: fx.Node, layout: Layout):
+        """The memory of ``node``, which lies in ``layout``, and never a copy of it."""
+        return self._input(TensorSpec(self.physical(node, layout)), self.placement.base(node).name)
+
+    def gather(self, node: fx.Node, layout: Layout, spread: tuple[int, ...] | None = None):
+        """``node`` copied element by element into ``layout``, after broadcasting it to the shape ``spread``."""
+        operand, views = self.memory(node)
+        logical = tuple(self.shapes(node.name))
+        if spread is not None:
+            logical, views = spread, extended(views, lambda view: view.expanded(spread))
+        return self.op("gather", operand, map=text(views), logical=logical, order=layout.order, merged=layout.merged,
+                       shape=layout.physical(logical, self.lanes))
+
+    def memory(self, node: fx.Node):
+        """The memory behind ``node`` as one axis, and the views through which it is seen."""
+        base = self.placement.base(node)
+        views = self.placement.views(node, self.shapes, lambda width: stored(width, self.lanes))
+        if base.name in self.placement.parameters:
+            return self.constant(Raw(base.name)), views
+        layout = self.placement.layouts[base.name]
+        assert layout is not None
+        return self._input(TensorSpec((math.prod(layout.physical(self.shapes(base.name), self.lanes)),)), base.name), views
 
     def parameter(self, node: fx.Node) -> fx.Node | None:
-        """The parameter or constant that ``node`` is, if it is one."""
-        source = self._resolve(node)
-        return source if source.name in self.parameters else None
+        """The parameter or constant that ``node`` is, if it is one, unchanged."""
+        return self.placement.base(node) if self.placement.is_constant(node) and not self.placement.steps(node) else None
 
     def constant(self, constant: Constant):
         return self._input(TensorSpec(constant.shape(self.shapes, self.lanes), "weight"), constant)
@@ -91,19 +155,6 @@ class Emitter:
         number = {"input": 0, "op": count}
         ops = tuple(OpCall.make(n, *(number[kind] + i for kind, i in args), **attrs) for n, args, attrs in self._pending)
         return Workload(tuple(self._inputs), ops, TensorSpec(output_shape), self.macs)
-
-
-def physical_shape(logical: tuple[int, ...], layout: str, lanes: int) -> tuple[int, ...]:
-    """How a value of ``logical`` shape lies in memory.
-
-    plain: as it is. nhwc: channels last and padded to whole vectors. rows: innermost axis padded.
-    """
-    if layout == "plain":
-        return tuple(logical)
-    if layout == "nhwc":
-        n, c, h, w = logical
-        return n, h, w, stored(c, lanes)
-    return (*logical[:-1], stored(logical[-1], lanes))
 
 
 # --- helpers for arguments --------------------------------------------------------------------------------------
@@ -137,16 +188,17 @@ def _conv2d(e: Emitter, node: fx.Node):
     groups = channels // ci
     n, _, oh, ow = e.shapes(node.name)
     padding = _conv_padding(argument(node, 4, "padding", 0), (kh, kw), dilation, stride, node)
-    norm = e.norms.get(node.name)
+    norm = e.placement.norms.get(node.name)
     depthwise = groups > 1 and ci == 1
     packed = ConvWeight(weight.name, norm, depthwise)
-    common = {"padding": padding, "stride": stride, "dilation": dilation, "layout": _image_layout(e, x)}
+    common = {"padding": padding, "stride": stride, "dilation": dilation, "layout": "nchw" if e.layout(x).merged == 0 else "nhwc"}
+    image = e.value(x, plain(4) if e.layout(x).merged == 0 else nhwc())
     if depthwise:
-        y = e.op("depthwise", e.value(x, plain=True), e.constant(packed), multiplier=co // channels, channels=channels, **common)
+        y = e.op("depthwise", image, e.constant(packed), multiplier=co // channels, channels=channels, **common)
     else:
         # the width matters to the kernel only where groups share vectors
         width = co if groups > 1 else 0
-        y = e.op("conv2d", e.value(x, plain=True), e.constant(packed), groups=groups, channels=width, out=(n, oh, ow), **common)
+        y = e.op("conv2d", image, e.constant(packed), groups=groups, channels=width, out=(n, oh, ow), **common)
     e.macs += n * oh * ow * co * ci * kh * kw
     if bias is not None or norm is not None:
         y = e.op("add", y, e.constant(Bias(weight.name, bias.name if bias is not None else None, norm)))
@@ -164,23 +216,74 @@ def _conv_padding(padding, kernel, dilation, stride, node) -> tuple[int, int, in
     return (py, px, py, px)
 
 
-def _image_layout(e: Emitter, node: fx.Node) -> str:
-    return "nchw" if e.layout(node) == "plain" else "nhwc"
+def row_layout(layout: Layout | None, rank: int, padded: bool = False) -> Layout:
+    """The layout in which an operator on rows reads its operand: as it is if its rows are whole, else copied."""
+    takes = layout is not None and layout.whole_rows and (layout.merged == 1 or not padded)
+    return layout if takes and layout is not None else rows(rank)
+
+
+def _row_operand(e: Emitter, x: fx.Node, padded: bool = True):
+    return e.value(x, row_layout(e.placement.layouts.get(x.name), len(e.shapes(x.name)), padded))
 
 
 def _linear(e: Emitter, node: fx.Node):
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    logical = e.shapes(x.name)
-    if len(logical) == 4:
-        raise refuse(node, f"on an image {list(logical)}; use a 1x1 convolution")
     out, width = e.shapes(weight.name)
-    rows = math.prod(logical[:-1])
-    stride = width if e.layout(x) == "plain" else stored(width, e.lanes)
-    y = e.op("dense", e.value(x, (rows, stride), plain=True), e.constant(DenseWeight(weight.name)))
-    e.macs += rows * out * width
+    y = e.op("dense", _row_operand(e, x, padded=False), e.constant(DenseWeight(weight.name)))
+    e.macs += math.prod(e.shapes(x.name)[:-1]) * out * width
     if bias is not None:
         y = e.op("add", y, e.constant(Bias(weight.name, bias.name)))
     return y
+
+
+def _layer_norm(e: Emitter, node: fx.Node):
+    x, shape, gamma, beta = node.args[0], node.args[1], argument(node, 2, "weight"), argument(node, 3, "bias")
+    if len(shape) != 1:
+        raise refuse(node, f"over the last {len(shape)} axes")
+    y = e.op("layer_norm", _row_operand(e, x), width=e.shapes(x.name)[-1], eps=float(argument(node, 4, "eps", 1e-5)))
+    for name, parameter in (("mul", gamma), ("add", beta)):
+        if parameter is not None:
+            y = e.op(name, y, e.constant(Aligned(parameter.name, 2, (0, 1))))
+    return y
+
+
+def _softmax(e: Emitter, node: fx.Node):
+    x, rank = node.args[0], len(e.shapes(node.name))
+    if argument(node, 1, "dim") % rank != rank - 1:
+        raise refuse(node, f"over axis {argument(node, 1, 'dim')} of {rank}")
+    return e.op("softmax", _row_operand(e, x), width=e.shapes(x.name)[-1])
+
+
+def _attention(e: Emitter, node: fx.Node):
+    query, key, value = node.args[:3]
+    shapes = [e.shapes(n.name) for n in (query, key, value)]
+    if any(len(shape) != 4 for shape in shapes):
+        raise refuse(node, f"on {[list(s) for s in shapes]}; give it [batch, heads, tokens, dimensions]")
+    if argument(node, 3, "attn_mask") is not None:
+        raise refuse(node, "with a mask")
+    if argument(node, 4, "dropout_p", 0.0) or argument(node, 5, "is_causal", False):
+        raise refuse(node, "with dropout or a causal mask")
+    (n, heads, tokens, inner), (_, _, keys, outer) = shapes[0], shapes[2]
+    if any(s[:2] != (n, heads) for s in shapes):
+        raise refuse(node, "whose keys have other heads than its queries")
+    scale = argument(node, 6, "scale")
+    operands, maps = zip(*(e.memory(x) for x in (query, key, value)))
+    e.macs += n * heads * tokens * keys * (inner + outer)
+    return e.op("attention", *operands, query=text(maps[0]), key=text(maps[1]), value=text(maps[2]),
+                scale=float(inner**-0.5 if scale is None else scale))
+
+
+def _matmul(e: Emitter, node: fx.Node):
+    """Products of two activations, batch by batch."""
+    left, right, result = (tuple(e.shapes(x.name)) for x in (node.args[0], node.args[1], node))
+    if len(left) < 2 or len(right) < 2:
+        raise refuse(node, f"of {list(left)} and {list(right)}")
+    (a, a_views), (b, b_views) = e.memory(node.args[0]), e.memory(node.args[1])
+    batch = result[:-2]
+    a_views = extended(a_views, lambda view: view.expanded((*batch, *left[-2:])))
+    b_views = extended(b_views, lambda view: view.expanded((*batch, *right[-2:])))
+    e.macs += math.prod(result) * left[-1]
+    return e.op("matmul", a, b, left=text(a_views), right=text(b_views))
 
 
 def _max_pool(e: Emitter, node: fx.Node):
@@ -207,12 +310,12 @@ def _pool(e: Emitter, node, kind, kernel, stride, padding, *, dilation=(1, 1), b
     _, _, oh, ow = e.shapes(node.name)
     mean = kind == "avg" and attrs.get("divisor", math.prod(kernel)) == math.prod(kernel)
     if mean and kernel == (h, w) and (oh, ow, py, px) == (1, 1, 0, 0):
-        return e.op("global_pool", e.value(node.args[0]), keep=True)
+        return e.op("global_pool", e.value(node.args[0], nhwc()), keep=True)
     # ceil_mode may let the last window reach past the border
     reach = [(o - 1) * s + d * (k - 1) + 1 - p - size
              for o, s, d, k, p, size in zip((oh, ow), stride, dilation, kernel, (py, px), (h, w))]
     padding = (py, px, max(reach[0], 0), max(reach[1], 0))
-    return e.op("pool2d", e.value(node.args[0]), kind=kind, kernel=kernel, stride=stride, dilation=dilation,
+    return e.op("pool2d", e.value(node.args[0], nhwc()), kind=kind, kernel=kernel, stride=stride, dilation=dilation,
                 padding=padding, out=(oh, ow), border=border, **attrs)
 
 
@@ -220,7 +323,7 @@ def _adaptive_avg_pool(e: Emitter, node: fx.Node):
     _, _, h, w = e.shapes(node.args[0].name)
     oh, ow = e.shapes(node.name)[2:]
     if (oh, ow) == (1, 1):
-        return e.op("global_pool", e.value(node.args[0]), keep=True)
+        return e.op("global_pool", e.value(node.args[0], nhwc()), keep=True)
     if h % oh or w % ow:
         raise refuse(node, f"from {h}x{w} to {oh}x{ow}, which does not divide")
     kernel = (h // oh, w // ow)
@@ -230,15 +333,22 @@ def _adaptive_avg_pool(e: Emitter, node: fx.Node):
 def _mean(e: Emitter, node: fx.Node):
     rank = len(e.shapes(node.args[0].name))
     dims = sorted(d % rank for d in (argument(node, 1, "dim") or range(rank)))
+    if rank == 3 and dims == [1]:  # the mean of a sequence: an image of one row
+        n, tokens, _ = e.shapes(node.args[0].name)
+        shape = (n, 1, tokens, rows(3).physical(e.shapes(node.args[0].name), e.lanes)[-1])
+        keep = len(e.shapes(node.name)) == 3
+        if keep:
+            raise refuse(node, "of a sequence with keepdim")
+        return e.op("global_pool", e.value(node.args[0], rows(3), shape), keep=False)
     if rank != 4 or dims != [2, 3]:
         raise refuse(node, f"over axes {dims} of {rank}")
-    return e.op("global_pool", e.value(node.args[0]), keep=len(e.shapes(node.name)) == 4)
+    return e.op("global_pool", e.value(node.args[0], nhwc()), keep=len(e.shapes(node.name)) == 4)
 
 
 # --- element-wise -----------------------------------------------------------------------------------------------
 
 def _unary(name: str, **fixed):
-    return lambda e, node: e.op(name, e.value(node.args[0]), **fixed)
+    return lambda e, node: e.op(name, _operand(e, node, node.args[0]), **fixed)
 
 
 def _binary(name: str, scalar: str | None, invert: Callable[[float], float] | None = None):
@@ -251,21 +361,24 @@ def _binary(name: str, scalar: str | None, invert: Callable[[float], float] | No
         if isinstance(right, (int, float)):
             if scalar is None:
                 raise refuse(node, "with a number")
-            return e.op(scalar, e.value(left), value=float(invert(right) if invert else right))
+            return e.op(scalar, _operand(e, node, left), value=float(invert(right) if invert else right))
         return e.op(name, _operand(e, node, left), _operand(e, node, right))
 
     return handler
 
 
 def _operand(e: Emitter, node: fx.Node, operand: fx.Node):
-    result, logical = e.shapes(node.name), e.shapes(operand.name)
+    """An operand of an element-wise operator in the layout of its result, broadcast where that can be read so."""
+    result, logical, layout = tuple(e.shapes(node.name)), tuple(e.shapes(operand.name)), e.layout(node)
     parameter = e.parameter(operand)
-    if parameter is not None:
-        return e.constant(Aligned(parameter.name, len(result), e.layout(node) == "nhwc"))
-    value = e.value(operand)
-    if e.layout(node) == "nhwc" and len(logical) != 4:
-        raise refuse(node, f"of {list(logical)} and an image {list(result)}")
-    innermost = 1 if e.layout(node) == "nhwc" else -1
+    if parameter is not None and layout.merged == 1:
+        return e.constant(Aligned(parameter.name, len(result), layout.order, e.fold))
+    if logical == result:
+        return e.value(operand, layout)
+    if len(logical) != len(result) or layout.merged != 1:
+        return e.gather(operand, layout, spread=result)
+    value = e.value(operand, layout)
+    innermost = layout.order[-1]
     if logical[innermost] == 1 and result[innermost] > 1:  # one value for all lanes: do not read its padding
         return e.op("slice", value, axis=len(logical) - 1, start=0, step=1, size=1)
     return value
@@ -274,9 +387,9 @@ def _operand(e: Emitter, node: fx.Node, operand: fx.Node):
 def _batch_norm(e: Emitter, node: fx.Node):
     norm = batch_norm_of(node)
     _refuse_sequences(e, node)
-    if e.norms.get(node.args[0].name) == norm and node.args[0].name in e._result:
+    if e.placement.norms.get(node.args[0].name) == norm and node.args[0].name in e._result:
         return e._result[node.args[0].name]  # folded into the convolution
-    y = e.op("mul", e.value(node.args[0]), e.constant(NormVector(norm, "scale")))
+    y = e.op("mul", _operand(e, node, node.args[0]), e.constant(NormVector(norm, "scale")))
     return e.op("add", y, e.constant(NormVector(norm, "shift")))
 
 
@@ -295,17 +408,17 @@ def _clip(e: Emitter, node: fx.Node):
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
     elif node.target in (aten.relu6.default, aten.relu6_.default):
         low, high = 0.0, 6.0
-    return e.op("clip", e.value(node.args[0]), low=None if low is None else float(low), high=None if high is None else float(high))
+    return e.op("clip", _operand(e, node, node.args[0]), low=None if low is None else float(low), high=None if high is None else float(high))
 
 
 def _leaky_relu(e: Emitter, node: fx.Node):
-    return e.op("leaky_relu", e.value(node.args[0]), slope=float(argument(node, 1, "negative_slope", 0.01)))
+    return e.op("leaky_relu", _operand(e, node, node.args[0]), slope=float(argument(node, 1, "negative_slope", 0.01)))
 
 
 def _gelu(e: Emitter, node: fx.Node):
     if argument(node, 1, "approximate", "none") != "none":
         raise refuse(node, "with approximate='tanh'")
-    return e.op("gelu", e.value(node.args[0]))
+    return e.op("gelu", _operand(e, node, node.args[0]))
 
 
 def _refuse_sequences(e: Emitter, node: fx.Node) -> None:
@@ -317,14 +430,13 @@ def _refuse_sequences(e: Emitter, node: fx.Node) -> None:
 def _prelu(e: Emitter, node: fx.Node):
     slope = node.args[1]  # one value, or one a channel: channels are innermost either way
     _refuse_sequences(e, node)
-    return e.op("prelu", e.value(node.args[0]), e.constant(Aligned(slope.name, 1, False)))
+    return e.op("prelu", _operand(e, node, node.args[0]), e.constant(Aligned(slope.name, 1, (0,))))
 
 
 # --- data movement ----------------------------------------------------------------------------------------------
 
-def _physical_axis(layout: str, rank: int, axis: int) -> int:
-    axis %= rank
-    return {0: 0, 1: 3, 2: 1, 3: 2}[axis] if layout == "nhwc" else axis
+def _physical_axis(layout: Layout, axis: int) -> int:
+    return layout.order.index(axis % len(layout.order))
 
 
 def _slice(e: Emitter, node: fx.Node):
@@ -332,9 +444,9 @@ def _slice(e: Emitter, node: fx.Node):
     logical, size = e.shapes(node.args[0].name), e.shapes(node.name)
     dim %= len(logical)
     start = max(start + logical[dim], 0) if start < 0 else start
-    axis = _physical_axis(e.layout(node), len(logical), dim)
-    return e.op("slice", e.value(node.args[0]), axis=axis, start=start, step=step,
-                size=physical_shape(size, e.layout(node), e.lanes)[axis])
+    axis = _physical_axis(e.layout(node), dim)
+    return e.op("slice", e.value(node.args[0], e.layout(node)), axis=axis, start=start, step=step,
+                size=e.layout(node).physical(size, e.lanes)[axis])
 
 
 def _pad(e: Emitter, node: fx.Node):
@@ -343,15 +455,15 @@ def _pad(e: Emitter, node: fx.Node):
         raise refuse(node, f"in mode {argument(node, 2, 'mode')!r}")
     value = argument(node, 3 if node.target == aten.pad.default else 2, "value", 0.0) or 0.0
     logical, result = e.shapes(node.args[0].name), list(e.shapes(node.args[0].name))
-    y = e.value(node.args[0])
+    y = e.value(node.args[0], e.layout(node))
     for i in range(0, len(pads), 2):
         before, after = pads[i], pads[i + 1]
         dim = len(logical) - 1 - i // 2
         if before == 0 and after == 0:
             continue
         result[dim] += before + after
-        axis = _physical_axis(e.layout(node), len(logical), dim)
-        size = physical_shape(tuple(result), e.layout(node), e.lanes)[axis]
+        axis = _physical_axis(e.layout(node), dim)
+        size = e.layout(node).physical(result, e.lanes)[axis]
         y = e.op("pad", y, axis=axis, before=before, extent=logical[dim], size=size, value=float(value))
     return y
 
@@ -359,9 +471,9 @@ def _pad(e: Emitter, node: fx.Node):
 def _cat(e: Emitter, node: fx.Node):
     operands, dim = node.args[0], argument(node, 1, "dim", 0)
     shapes = [e.shapes(o.name) for o in operands]
-    axis = _physical_axis(e.layout(node), len(shapes[0]), dim)
-    return e.op("concat", *(e.value(o) for o in operands), axis=axis, extents=tuple(s[dim] for s in shapes),
-                size=e.physical(node.name)[axis])
+    axis = _physical_axis(e.layout(node), dim)
+    return e.op("concat", *(e.value(o, e.layout(node)) for o in operands), axis=axis, extents=tuple(s[dim] for s in shapes),
+                size=e.physical(node)[axis])
 
 
 ANCHORS: dict[Any, Callable] = {
@@ -372,10 +484,26 @@ ANCHORS: dict[Any, Callable] = {
     aten.avg_pool2d.default: _avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.mean.dim: _mean,
+    aten.layer_norm.default: _layer_norm,
+    aten.softmax.int: _softmax, aten._softmax.default: _softmax,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.matmul.default: _matmul, aten.bmm.default: _matmul,
 }
+
+#: Anchors on images, and those on rows: kernels in which all axes but the last are one.
+IMAGES = {
+    aten.conv2d.default, aten.conv2d.padding, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+}
+ROWS = {aten.linear.default, aten.layer_norm.default, aten.softmax.int, aten._softmax.default}
 
 #: Anchors that read a network input in its own layout; the others are given a copy.
 READ_PLAIN = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+
+#: Anchors that read their operands through views.
+READ_VIEWS = {aten.scaled_dot_product_attention.default, aten.matmul.default, aten.bmm.default}
+
+#: Element-wise operators with one constant a channel: axis 1 of the value, whatever its layout.
+BY_CHANNEL = {aten.batch_norm.default, aten.prelu.default}
 
 ELEMENTWISE: dict[Any, Callable] = {
     aten.batch_norm.default: _batch_norm,
@@ -404,17 +532,5 @@ MOVEMENT: dict[Any, Callable] = {
     aten.cat.default: _cat,
 }
 
-#: Operators whose result is their first operand, byte for byte, in inference.
-IDENTITIES = {
-    aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alias.default, aten.clone.default,
-    aten.contiguous.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default,
-}
-
-#: Operators that only rename the axes of their first operand where its memory allows (see ``lower``).
-RESHAPES = {
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.unsqueeze.default, aten._unsafe_view.default,
-}
-
 #: Operators whose result may be the memory of their first operand in torch: a write into one is seen through the other.
-VIEWS = (RESHAPES | IDENTITIES | {aten.slice.Tensor}) - {aten.clone.default, aten.lift_fresh_copy.default}
+SHARING = (set(VIEWS) | IDENTITIES | LISTS | {aten.slice.Tensor}) - {aten.clone.default, aten.lift_fresh_copy.default}

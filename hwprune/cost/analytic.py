@@ -36,8 +36,11 @@ VECTOR_OPS: dict[str, float] = {
     "sigmoid": 16, "silu": 17, "tanh": 18, "exp": 10, "gelu": 30, "slice": 1, "pad": 2, "concat": 2,
 }  # fmt: skip
 
+#: Reductions of a row, for each vector of it: passes over the row.
+ROW_OPS: dict[str, float] = {"layer_norm": 8, "softmax": 16}
+
 #: Movements that copy element by element instead of by vectors.
-SCALAR_OPS = frozenset({"relayout"})
+SCALAR_OPS = frozenset({"relayout", "gather"})
 
 
 class AnalyticModel:
@@ -100,6 +103,11 @@ class AnalyticModel:
     def _anchor(self, call: OpCall, workload: Workload) -> tuple[float, float]:
         """Reduction steps of each result vector, done in register tiles; and plain vector instructions of each."""
         inputs = workload.inputs
+        if call.op in ROW_OPS:
+            return 0.0, ROW_OPS[call.op]
+        if call.op in ("attention", "matmul"):  # multiply-adds over the vectors of the result, and the softmax of attention
+            steps = workload.macs / max(math.prod(workload.output.shape), 1)
+            return steps, VECTOR_OPS["exp"] * steps / 64 if call.op == "attention" else 0.0
         if call.op == "pool2d":
             return 0.0, math.prod(call["kernel"])
         if call.op == "global_pool":

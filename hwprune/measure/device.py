@@ -31,9 +31,10 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def software(profile: TargetProfile) -> str:
-    """Everything about the code generator that a kernel's speed depends on."""
+def software(profile: TargetProfile, spread_bytes: int = 0) -> str:
+    """Everything about the code generator, and about how kernels were timed, that a kernel's measured speed depends on."""
     from hwprune.kernels import KERNELS_VERSION
 
     codegen = hashlib.sha256(f"{profile.codegen.model_dump_json()}{profile.lanes}".encode()).hexdigest()[:8]
-    return f"kernels {KERNELS_VERSION}; tvm {version('apache-tvm')}; codegen {codegen}"
+    spread = f"; constants over {spread_bytes >> 20} MiB" if spread_bytes else ""
+    return f"kernels {KERNELS_VERSION}; tvm {version('apache-tvm')}; codegen {codegen}{spread}"

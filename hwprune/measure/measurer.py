@@ -15,7 +15,7 @@ import numpy as np
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, is_exact
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
 from hwprune.measure.estimate import Latency, estimate, estimate_together
@@ -26,26 +26,55 @@ from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 #: effort -> (the rule's own schedules, schedules of relatives, finalists timed properly, rounds)
-EFFORTS = {"quick": (3, 2, 2, 9), "tune": (14, 4, 4, 15)}
+EFFORTS = {"quick": (4, 2, 2, 9), "tune": (24, 4, 4, 15)}
 
 _BASELINE_ROUNDS = 60
 _NETWORK_ROUNDS = 40
 
 
+def spread_bytes(weights_bytes: int, profile: TargetProfile) -> int:
+    """Bytes of memory over which a kernel's constants are spread when it is measured, for a network of ``weights_bytes``.
+
+    Powers of two, so that networks of about the same size share measurements; 0 where all fits into the nearest caches of
+    the cores, at most what no cache holds.
+    """
+    memory = profile.memory
+    if weights_bytes <= profile.threads * memory.l2_bytes:
+        return 0
+    most = 2 * max(memory.l3_bytes, profile.threads * memory.l2_bytes)
+    return min(1 << (weights_bytes - 1).bit_length(), 1 << (most - 1).bit_length())
+
+
 class Measurer:
     """Measures on this machine for ``profile``; close it (or use ``with``) to end its process.
+
+    weights_bytes : of the network whose kernels are measured. In a network they find their constants in a cache, or they
+        do not: measured alone they are made to find them as far away.
+    exact : leave out kernels whose results differ by more than the rounding of single operations.
 
     Raises MeasureError from any method when no schedule of a workload can be built and run.
     """
 
-    def __init__(self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None):
+    def __init__(
+        self, profile: TargetProfile, store: Store, progress: Progress = SILENT, threads: int | None = None, *,
+        weights_bytes: int = 0, exact: bool = False,
+    ):  # fmt: skip
         self.profile, self.store, self.progress = profile, store, progress
         self.threads = threads or profile.threads
-        self.context = Context(local_device(), self.threads, software(profile))
+        self._spread_bytes = spread_bytes(weights_bytes, profile)
+        self.context = Context(local_device(), self.threads, software(profile, self._spread_bytes))
         self._worker = Worker(profile, self.threads)
-        self._known: dict[str, Measurement] = {m.workload.key: m for m in store.all_best(self.context)}
+        self.exact = exact
+        self._known: dict[str, Measurement] = {m.workload.key: m for m in self.measured()}
         self._baseline: float | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="hwprune.")
+
+    def measured(self) -> list[Measurement]:
+        """The fastest schedule of everything that the store has, of those that may be used."""
+        return self.store.all_best(self.context, self._admits)
+
+    def _admits(self, config: str) -> bool:
+        return not self.exact or is_exact(Config.from_text(config))
 
     def best(self, workload: Workload) -> Latency | None:
         """The latency of the fastest schedule measured for ``workload``; None if there is none."""
@@ -55,7 +84,7 @@ class Measurer:
     def schedule(self, workload: Workload) -> Config:
         """The fastest schedule measured, or the rule's best guess where nothing was."""
         found = self._known.get(workload.key)
-        return Config.from_text(found.config) if found else candidates(workload, self.profile)[0]
+        return Config.from_text(found.config) if found else self._offered(workload)[0]
 
     def ensure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what the store lacks, or has with less effort than this."""
@@ -69,6 +98,9 @@ class Measurer:
                 self._measure(workload, effort)
                 task.advance()
 
+    def _offered(self, workload: Workload) -> Sequence[Config]:
+        return candidates(workload, self.profile, self.exact)
+
     def _effort(self, workload: Workload) -> int:
         found = self._known.get(workload.key)
         return found.effort if found else 0
@@ -76,7 +108,7 @@ class Measurer:
     def _measure(self, workload: Workload, effort: str) -> None:
         own, related, finalists, rounds = EFFORTS[effort]
         failed = self.store.failures(workload, self.context)
-        offered = [text for c in candidates(workload, self.profile) if (text := c.to_text()) not in failed][:own]
+        offered = [text for c in self._offered(workload) if (text := c.to_text()) not in failed][:own]
         incumbent = self._known.get(workload.key)
         known = [*([incumbent.config] if incumbent else []), *self._of_relatives(workload, related)]
         configs = [text for text in dict.fromkeys([*known, *offered]) if text not in failed]
@@ -85,7 +117,7 @@ class Measurer:
             try:
                 answer = self._worker.ask(
                     "measure", workload=workload.to_json(), configs=remaining, finalists=finalists, rounds=rounds,
-                    timeout_s=30.0 + 5.0 * len(remaining),
+                    spread_bytes=self._spread_bytes, timeout_s=30.0 + 5.0 * len(remaining),
                 )
             except WorkerLost as err:
                 survivors = self._without_culprit(workload, remaining, own, str(err))
@@ -100,7 +132,8 @@ class Measurer:
         survivors = []
         for config in configs:
             try:
-                self._worker.ask("measure", workload=workload.to_json(), configs=[config], finalists=1, rounds=1, timeout_s=30.0)
+                self._worker.ask("measure", workload=workload.to_json(), configs=[config], finalists=1, rounds=1,
+                                 spread_bytes=0, timeout_s=30.0)
                 survivors.append(config)
             except WorkerLost:
                 self.store.record_failure(workload, config, self.context, why, effort)

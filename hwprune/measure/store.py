@@ -13,7 +13,7 @@ import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 from hwprune.errors import StoreError
 from hwprune.measure.estimate import Latency
@@ -129,9 +129,9 @@ class Store:
         table = self._table(context)
         return [table.get(w.key) for w in workloads]
 
-    def all_best(self, context: Context) -> list[Measurement]:
-        """The fastest schedule of every workload measured in ``context``."""
-        return list(self._table(context).values())
+    def all_best(self, context: Context, admits: Callable[[str], bool] = lambda config: True) -> list[Measurement]:
+        """The fastest schedule of every workload measured in ``context``, of those that ``admits`` says yes to."""
+        return list(self._table(context, admits).values())
 
     def failures(self, workload: Workload, context: Context) -> dict[str, str]:
         """Schedules of ``workload`` that cannot be built or run -> why."""
@@ -141,7 +141,7 @@ class Store:
         )
         return dict(rows)
 
-    def _table(self, context: Context) -> dict[str, Measurement]:
+    def _table(self, context: Context, admits: Callable[[str], bool] = lambda config: True) -> dict[str, Measurement]:
         rows = self._execute(
             "SELECT workload, config, latency_us, low_us, high_us, rounds, noisy, description, "
             "MAX(effort) OVER (PARTITION BY workload) FROM measurement "
@@ -150,7 +150,7 @@ class Store:
         )
         table: dict[str, Measurement] = {}
         for key, config, value, low, high, rounds, noisy, description, effort in rows:
-            if key not in table:
+            if key not in table and admits(config):
                 latency = Latency(value, low, high, rounds, bool(noisy))
                 table[key] = Measurement(Workload.from_json(description), config, latency, effort)
         return table

@@ -12,16 +12,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from hwprune.compile.emit_c import INPUT, OUTPUT, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels import candidates, primfunc
+from hwprune.kernels import candidates, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
-from hwprune.library import Library, Memory, aligned
+from hwprune.library import ALIGNMENT, Library, Memory, aligned
 from hwprune.target import TargetProfile
 from hwprune.workload import OpCall, TensorSpec, Workload
 
@@ -35,6 +35,8 @@ ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
 #: The reference kernel: a convolution that neither misses caches nor is too short to time.
 REFERENCE = dict(height=16, width=16, channels=32)
 
+_NOISE = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
+
 
 class Kernels:
     """Builds kernels the way artifacts are built, and times them."""
@@ -47,51 +49,78 @@ class Kernels:
             raise CompileError(f"the reference kernel cannot be built: {failures}")
         self.reference = timers[config.to_text()]
 
-    def timers(self, workload: Workload, configs: list[str]) -> tuple[dict[str, Timer], dict[str, str]]:
-        """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built."""
+    def timers(self, workload: Workload, configs: list[str], spread_bytes: int = 0) -> tuple[dict[str, Timer], dict[str, str]]:
+        """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built.
+
+        spread_bytes : copies of the constants take up this much memory and take turns, as in a network of so many bytes.
+        """
         functions, failures = {}, {}
         for text in configs:
             try:
                 functions[text] = primfunc(workload, self.profile, Config.from_text(text))
             except (Infeasible, CompileError, RuntimeError, ValueError, TypeError) as err:
                 failures[text] = last_line(err)
-        timers, unbuilt = self._build(workload, functions)
+        timers, unbuilt = self._build(workload, functions, spread_bytes)
         return timers, {**failures, **unbuilt}
 
-    def _build(self, workload: Workload, functions: dict[str, Any]) -> tuple[dict[str, Timer], dict[str, str]]:
+    def _build(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> tuple[dict[str, Timer], dict[str, str]]:
         """All schedules in one library: one link for all of them; one by one if that fails."""
         if not functions:
             return {}, {}
         try:
-            return self._library(workload, functions), {}
+            return self._library(workload, functions, spread_bytes), {}
         except CompileError as err:
             if len(functions) == 1:
                 return {}, dict.fromkeys(functions, last_line(err))
         timers, failures = {}, {}
         for text, function in functions.items():
-            built, failed = self._build(workload, {text: function})
+            built, failed = self._build(workload, {text: function}, spread_bytes)
             timers.update(built)
             failures.update(failed)
         return timers, failures
 
-    def _library(self, workload: Workload, functions: dict[str, Any]) -> dict[str, Timer]:
-        arguments = tuple(Argument(INPUT, i, t.shape) for i, t in enumerate(workload.inputs))
-        arguments += (Argument(OUTPUT, 0, workload.output.shape),)
-        calls = [KernelCall(f"kernel{i}", arguments) for i in range(len(functions))]
-        facts = Facts(tuple(t.size_bytes // 4 for t in workload.inputs), (workload.output.size_bytes // 4,), 0, 0, self.threads)
+    def _library(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> dict[str, Timer]:
+        activations = [t for t in workload.inputs if t.role != "weight"]
+        result = Argument(OUTPUT, 0, workload.output.shape)
+        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in functions]
+        calls = [KernelCall(f"kernel{i}", (*arguments, result)) for i, (arguments, _) in enumerate(operands)]
+        most = max(size for _, size in operands)
+        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernels.so")
             link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
-        generator = np.random.default_rng(0)
-        buffers = [aligned(t.size_bytes).view(np.float32) for t in (*workload.inputs, workload.output)]
-        for buffer in buffers:
-            buffer[:] = generator.standard_normal(buffer.size)
-        memory = Memory(buffers[:-1], buffers[-1:], aligned(0), aligned(0))
-        return {text: self._timer(library, memory, step) for step, text in enumerate(functions)}
+        inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
+        # two copies at least, so that none is read twice in a row
+        weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most), aligned(0)
+        timers = {}
+        for step, (text, (_, size)) in enumerate(zip(functions, operands)):
+            copies = weights.size // size if size else 1
+            timers[text] = self._timer(library, Memory(inputs, [output], weights[: copies * size], scratch, copies), step)
+        return timers
 
     def _timer(self, library: Library, memory: Memory, step: int) -> Timer:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
+
+
+def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
+    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
+    arguments, activations, size = [], 0, 0
+    for spec in specs:
+        if spec.role == "weight":
+            arguments.append(Argument(WEIGHTS, size, spec.shape))
+            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
+        else:
+            arguments.append(Argument(INPUT, activations, spec.shape))
+            activations += 1
+    return arguments, size
+
+
+def _noise(size: int) -> np.ndarray:
+    """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
+    buffer = aligned(size)
+    buffer.view(np.float32)[:] = np.resize(_NOISE, size // 4)
+    return buffer
 
 
 def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
@@ -127,7 +156,7 @@ def _count(timer: Timer, burst_s: float) -> int:
 def _measure(state: dict, request: dict) -> dict:
     """Build each schedule of a workload, screen them briefly, time the best few properly."""
     kernels: Kernels = state["kernels"]
-    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"])
+    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"], request["spread_bytes"])
     if len(timers) > request["finalists"]:
         screen = rounds_of(timers, 3, kernels.reference, BURST_S / 2)["samples"]
         best = sorted(timers, key=lambda text: min(screen[text]))[: request["finalists"]]

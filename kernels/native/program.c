@@ -98,12 +98,15 @@ EXPORT int32_t hwprune_run(void* const* inputs, void* const* outputs, void* weig
   return enter(threads) != 0 ? -1 : run_steps(&m, 0, STEP_COUNT);
 }
 
-/* Each of `runs` runs of `count` steps from `first` on: one sample a run. */
+/* Each of `runs` runs of `count` steps from `first` on: one sample a run. There are `copies` of the weights, `stride`
+ * bytes apart, that take turns from number `turn` on: so a kernel by itself finds its weights as far away as it does
+ * within a network. */
 EXPORT int32_t hwprune_time(void* const* inputs, void* const* outputs, void* weights, void* workspace, int32_t threads,
-                            int32_t first, int32_t count, int64_t runs, int64_t* samples) {
-  const memory_t m = {inputs, outputs, weights, workspace};
+                            int32_t first, int32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs, int64_t* samples) {
+  memory_t m = {inputs, outputs, weights, workspace};
   if (enter(threads) != 0) return -1;
   for (int64_t r = 0; r < runs; ++r) {
+    m.weights = (char*)weights + (turn + r) % copies * stride;
     const int64_t start = now_ns();
     if (run_steps(&m, (uint32_t)first, (uint32_t)count) != 0) return -1;
     samples[r] = now_ns() - start;

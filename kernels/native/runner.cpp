@@ -22,9 +22,9 @@
 namespace {
 
 constexpr size_t kAlignment = 64;     // kernels load whole vectors
-constexpr int64_t kFactsFormat = 1;   // hwprune/library.py: FACTS_FORMAT
+constexpr int64_t kFactsFormat = 2;   // hwprune/library.py: FACTS_FORMAT
 using Run = int32_t (*)(void* const*, void* const*, void*, void*, int32_t);
-using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t*);
+using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);
 using Error = const char* (*)();
 
 // What hwprune_facts begins with (kernels/native/program.c).
@@ -149,7 +149,7 @@ struct Network {
   void bench(int64_t runs) {
     std::vector<int64_t> samples(static_cast<size_t>(runs));
     must(reinterpret_cast<Time>(symbol(library, "hwprune_time"))(inputs.data(), outputs.data(), weights.data(), workspace.data(), threads,
-                                                                 0, static_cast<int32_t>(facts->steps), runs, samples.data()));
+                                                                 0, static_cast<int32_t>(facts->steps), 1, 0, 0, runs, samples.data()));
     std::sort(samples.begin(), samples.end());
     const auto at = [&](double q) { return static_cast<double>(samples[static_cast<size_t>(q * static_cast<double>(runs - 1))]) / 1e3; };
     std::printf("latency_us median %.1f low %.1f high %.1f runs %lld threads %d\n", at(0.5), at(0.05), at(0.95),

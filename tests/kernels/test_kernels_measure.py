@@ -79,7 +79,7 @@ def test_schedule_that_does_not_fit_is_a_failure_and_not_a_crash(usable, measure
     odd = Config.make("conv_direct", ht=5, wt=4, cov=1, order="hwc", split="rows", rows=5).to_text()
     unknown = Config.make("nobody").to_text()
     answer = measurer._worker.ask(
-        "measure", workload=convolution.to_json(), configs=[odd, good, unknown], finalists=2, rounds=2
+        "measure", workload=convolution.to_json(), configs=[odd, good, unknown], finalists=2, rounds=2, spread_bytes=1 << 20
     )
     assert set(answer["failures"]) == {odd, unknown} and set(answer["samples"]) == {good}
     assert (

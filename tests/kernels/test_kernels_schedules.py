@@ -13,7 +13,7 @@ from torch import nn
 
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
-from hwprune.kernels import build, candidates, primfunc
+from hwprune.kernels import build, candidates, primfunc, repacked
 from hwprune.kernels.schedule import Config
 
 
@@ -60,11 +60,13 @@ def _outcomes(profile) -> dict[str, list[tuple[Config, np.ndarray]]]:
     generator = np.random.default_rng(0)
     found = {}
     for name, (workload, configs) in cases.items():
-        inputs = [tvm.runtime.tensor(generator.standard_normal(t.shape).astype(t.dtype)) for t in workload.inputs]
+        inputs = [generator.standard_normal(t.shape).astype(t.dtype) for t in workload.inputs]
         results = []
         for i, config in enumerate(configs):
             output = tvm.runtime.tensor(np.full(workload.output.shape, np.nan, np.float32))
-            module[f"{name}_{i}"](*inputs, output)
+            packed = repacked(workload, config)
+            operands = [packed[k].transform(x) if k in packed else x for k, x in enumerate(inputs)]
+            module[f"{name}_{i}"](*map(tvm.runtime.tensor, operands), output)
             results.append((config, output.numpy()))
         found[name] = results
     return found

@@ -109,7 +109,7 @@ def measuring(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_LOG", str(log))
 
     def make(*does: str | int) -> Measurer:
-        monkeypatch.setattr(measurer_module, "candidates", lambda workload, profile: schedules(*does))
+        monkeypatch.setattr(measurer_module, "candidates", lambda workload, profile, exact: schedules(*does))
         store = Store(tmp_path / "m.sqlite")
         measurer = Measurer(PROFILE, store)
         measurer._worker = Worker(PROFILE, 2, command=COMMAND)
@@ -137,9 +137,9 @@ def test_fastest_schedule_is_kept_and_found_again(measuring):
 
 def test_quick_tries_the_first_few_and_tuning_more(measuring):
     measurer = measuring(90, 80, 70, 60, 50)
+    assert EFFORTS["quick"][0] == 4
     measurer.ensure([workload()], "quick")
-    assert measurer.best(workload()).latency_us == 70.0  # three of five
-    assert EFFORTS["quick"][0] == 3
+    assert measurer.best(workload()).latency_us == 60.0  # four of five
     measurer.ensure([workload()], "tune")
     assert measurer.best(workload()).latency_us == 50.0
 
@@ -187,7 +187,7 @@ def test_workload_without_any_schedule_says_so(measuring, does, said):
 def test_what_was_measured_before_a_failure_is_kept(measuring, monkeypatch):
     measurer = measuring(40)
     offered = {"relu": schedules(40), "tanh": schedules("refuse")}
-    monkeypatch.setattr(measurer_module, "candidates", lambda w, profile: offered[w.ops[0].op])
+    monkeypatch.setattr(measurer_module, "candidates", lambda w, profile, exact: offered[w.ops[0].op])
     with pytest.raises(MeasureError, match="tanh"):
         measurer.ensure([workload("relu"), workload("tanh")])
     assert measurer.store.best(workload("relu"), measurer.context).latency.latency_us == 40.0

@@ -211,3 +211,12 @@ def test_killed_writer_loses_nothing_that_it_committed(tmp_path):
     committed = {workload(int(line)) for line in said if line.endswith("\n")}
     assert len(committed) >= 50
     assert committed <= {m.workload for m in Store(path).all_best(HERE)}
+
+
+def test_schedules_that_are_not_admitted_do_not_count(tmp_path):
+    store = Store(tmp_path / "m.sqlite")
+    store.record(workload(8), "quick", HERE, latency(10.0), 1)
+    store.record(workload(8), "slow", HERE, latency(20.0), 1)
+    assert [m.config for m in store.all_best(HERE)] == ["quick"]
+    assert [m.config for m in store.all_best(HERE, lambda config: config != "quick")] == ["slow"]
+    assert store.all_best(HERE, lambda config: False) == []

@@ -1,0 +1,160 @@
+"""Products of two activations: attention with its softmax inside, and batches of matrix products.
+
+Attention works on a block of queries, one query a lane: scores are kept transposed, [keys, queries], so that keys and
+values are read as they lie, one number for all lanes, the softmax goes from key to key without crossing lanes, and no
+lane is padding but those of the last queries. Operands are read through their views: out of the result of the
+projection that made all three.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hwprune.compile.layouts import parsed
+from hwprune.errors import Infeasible
+from hwprune.kernels.compute import address, exponential, unravel
+from hwprune.kernels.loops import FLOAT, Runs, constant, function, scratch, vector
+from hwprune.kernels.schedule import Config
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+name = "attention"
+
+_LOWEST = -3.4e38
+
+
+def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
+    anchor = workload.anchor
+    if anchor is None or anchor.op not in ("attention", "matmul"):
+        return None
+    registers = profile.core.vector_registers - 2
+    found = []
+    for nv in (2, 3, 4, 1):  # two vectors: each number that is broadcast serves two multiplications
+        mt = min((registers - nv) // nv, 16)
+        if mt >= 1:
+            found.append(Config.make(name, nv=nv, mt=mt))
+    return found
+
+
+def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
+    if workload.ops[-1] is not workload.anchor:
+        raise Infeasible(f"{workload.anchor.op} takes no further operators")
+    body = _attention if workload.anchor.op == "attention" else _matmul
+    return function(workload, lambda inputs, y: body(workload, inputs, y, profile.lanes, int(config["nv"]), int(config["mt"])))
+
+
+class _Operand:
+    """An operand seen through its views: ``operand(index of the last view)``."""
+
+    def __init__(self, buffer, views: str):
+        self.buffer, self.views = buffer, parsed(views)
+        self.shape = self.views[-1].shape
+
+    def __call__(self, *index):
+        return self.buffer[address(self.views, index)]
+
+
+def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
+    anchor = workload.anchor
+    q, k, w = (_Operand(inputs[i], anchor[n]) for i, n in zip(anchor.args, ("query", "key", "value")))
+    batch, heads, tokens, _ = q.shape
+    blocks = Runs(-(-tokens // v), nv)
+    with T.parallel(batch * heads * blocks.count) as task:
+        place = unravel(task, (batch, heads, blocks.count))
+        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt))
+
+
+def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> None:
+    """The results of ``nv`` vectors of queries from ``first`` on."""
+    tokens, inner, keys, outer, width = q.shape[2], q.shape[3], k.shape[2], w.shape[3], nv * v
+    queries, scores = _buffer((inner, width)), _buffer((keys, width))
+    most, scale = scratch((width,)), scratch((width,))
+    with T.serial(0, width) as lane:
+        with T.serial(0, inner) as d:
+            at = tirx.min(first + lane, tokens - 1)
+            T.buffer_store(queries, q(*head, at, d) * constant(anchor["scale"]), [d, lane])
+    columns = [j * v for j in range(nv)]
+    for at in columns:
+        vector(most, at, lambda lane: constant(_LOWEST), v)
+        vector(scale, at, lambda lane: constant(0.0), v)
+
+    def score(start, size):
+        acc = _product(size, nv, v, inner, lambda i, d: k(*head, start + i, d), lambda d, c: queries[d, c])
+        for at in columns:
+            for i in range(size):
+                vector(scores, (start + i, at), lambda lane: acc[i * width + at + lane], v)
+            vector(most, at, lambda lane: _highest([most[at + lane], *(acc[i * width + at + lane] for i in range(size))]), v)
+
+    Runs(keys, mt).each(score)
+    with T.serial(0, keys) as key:
+        for at in columns:
+            vector(scores, (key, at), lambda lane: exponential(scores[key, at + lane] - most[at + lane]), v)
+            vector(scale, at, lambda lane: scale[at + lane] + scores[key, at + lane], v)
+    for at in columns:
+        vector(scale, at, lambda lane: constant(1.0) / scale[at + lane], v)
+
+    def mix(start, size):
+        acc = _product(size, nv, v, keys, lambda i, key: w(*head, key, start + i), lambda key, c: scores[key, c])
+        result = scratch((size * width,))
+        for at in columns:
+            for i in range(size):
+                vector(result, i * width + at, lambda lane: acc[i * width + at + lane] * scale[at + lane], v)
+        with T.serial(0, tirx.min(width, tokens - first)) as lane:
+            with T.serial(0, size) as i:
+                T.buffer_store(y, result[i * width + lane], [head[0], first + lane, head[1] * outer + start + i])
+
+    Runs(outer, mt).each(mix)
+
+
+def _product(rows: int, nv: int, v: int, reduction: int, left, right):
+    """Accumulators [rows, nv * v] of ``left(row, r) * right(r, column)`` summed over r, in registers."""
+    acc = scratch((rows * nv * v,))
+    cells = [(i, j * v, (i * nv + j) * v) for i in range(rows) for j in range(nv)]
+    for _, _, at in cells:
+        vector(acc, at, lambda lane: constant(0.0), v)
+    with T.serial(0, reduction) as r:
+        for i, c, at in cells:
+            vector(acc, at, lambda lane: acc[at + lane] + left(i, r) * right(r, c + lane), v)
+    return acc
+
+
+def _highest(values: list):
+    while len(values) > 1:
+        values = [tirx.max(*values[i : i + 2]) if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
+    return values[0]
+
+
+def _buffer(shape: Sequence[int]):
+    """Scratch of a task that may be too large for its stack."""
+    return T.alloc_buffer(tuple(shape), FLOAT, scope="global")
+
+
+def _matmul(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
+    anchor = workload.anchor
+    a, b = (_Operand(inputs[i], anchor[n]) for i, n in zip(anchor.args, ("left", "right")))
+    *batch, rows, reduction = a.shape
+    columns, tiles = b.shape[-1], Runs(rows, mt)
+    with T.parallel(math.prod(batch) * tiles.count) as task:
+        *matrix, number = unravel(task, (*batch, tiles.count))
+
+        def strip(row, size):
+            def panel(block, count, clip=None):
+                def right(r, c):
+                    at = block * v + c
+                    return b(*matrix, r, at if clip is None else tirx.min(at, clip))
+
+                acc = _product(size, count, v, reduction, lambda i, r: a(*matrix, row + i, r), right)
+                for i in range(size):
+                    for j in range(count):
+                        vector(y, (*matrix, row + i, (block + j) * v), lambda lane: acc[(i * count + j) * v + lane], v)
+
+            if columns // v:
+                Runs(columns // v, nv).each(panel)
+            if columns % v:  # lanes beyond the last column repeat it
+                panel(columns // v, 1, columns - 1)
+
+        tiles.one(number, strip)
