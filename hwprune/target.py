@@ -12,7 +12,7 @@ import platform
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any, Iterator, Literal
+from typing import Any, Iterator, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,6 +61,9 @@ class Core(_Frozen):
     in_order: bool = False
     lane_broadcast: bool = Field(
         default=False, description="a multiply-add takes one lane of a vector register for all lanes, at no cost"
+    )
+    vector_load_cycles: float = Field(
+        default=0, ge=0, description="for which the load of a whole vector keeps multiply-adds from starting"
     )
 
     def lanes(self, dtype_bytes: int = 4) -> int:
@@ -202,8 +205,7 @@ class TargetProfile(_Frozen):
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
         if self.incore is None:
             unread["incore"] = True
-        if not self.core.lane_broadcast:
-            unread["core"] = {"lane_broadcast"}
+        unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
         text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -382,6 +384,8 @@ def _keys(loc: tuple) -> list[str]:
     model: Any = TargetProfile
     for part in loc[:-1]:
         model = model.model_fields[part].annotation if part in model.model_fields else None
-        if model is None or not hasattr(model, "model_fields"):
+        # `InCore | None` is the table where it is given
+        model = next((m for m in (model, *get_args(model)) if hasattr(m, "model_fields")), None)
+        if model is None:
             return []
     return [f.alias or n for n, f in model.model_fields.items()]

@@ -21,6 +21,9 @@ name = "conv_lane"
 
 #: TVM keeps a buffer in registers (on the stack, for LLVM to promote) below this size, and allocates it above.
 _STACK_BYTES = 1024
+#: Cycles that a load beside multiply-adds is thought to cost: of equal tiles, the one with fewer loads comes first.
+_LOAD_WEIGHT = 0.05
+
 #: What a tile that leaves few registers free is thought to cost an in-order core.
 _CROWDED = 1.05
 
@@ -63,8 +66,8 @@ def _tile_cost(tile: Tile, g: Geometry, profile: TargetProfile) -> float:
     core, pixels = profile.core, ht * wt
     fmas, loads = g.lanes * pixels * cov, pixels + g.lanes * cov
     ports, latency = fmas / core.fma_per_cycle, g.lanes * core.fma_latency_cycles
-    # an in-order core starts a load of a whole vector alone; elsewhere loads only fill the queues
-    cycles = ports + loads if core.in_order else max(ports, loads / core.fma_per_cycle) + 0.05 * loads
+    # as many loads as multiply-adds start in a cycle; those that hold up none still fill the queues
+    cycles = max(ports, loads / core.fma_per_cycle) + max(core.vector_load_cycles, _LOAD_WEIGHT) * loads
     # for an in-order core LLVM unrolls the loop and loads far ahead, and may spill where few registers are free
     crowded = core.in_order and _spare_registers(pixels, cov, profile) < core.vector_registers // 8
     return max(cycles, latency) / fmas * pixel_waste(g, wt) * (_CROWDED if crowded else 1)
