@@ -18,7 +18,7 @@ from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 2
+KERNELS_VERSION = 3
 
 #: The first rule that offers candidates has the workload.
 RULES: tuple[Rule, ...] = (gemm, normalize, attention, conv_direct, elementwise)

@@ -15,6 +15,19 @@ from hwprune.graph import trace
 from hwprune.kernels import build, candidates, primfunc
 from hwprune.kernels.schedule import Config
 
+class Attention(nn.Module):
+    """Three heads of seven dimensions out of one value."""
+
+    def forward(self, x):
+        q, k, v = x.reshape(*x.shape[:2], 3, 3, 7).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Products(nn.Module):
+    def forward(self, x):
+        return x @ x.transpose(1, 2)
+
+
 #: name -> (operator, its input); the input is made by a kernel before it
 OPERATORS = {
     "conv": (nn.Sequential(nn.Conv2d(19, 64, 3, padding=1), nn.ReLU()), (1, 19, 12, 14)),
@@ -27,12 +40,17 @@ OPERATORS = {
     "pool": (nn.MaxPool2d(3, 2, 1), (1, 32, 12, 12)),
     "global_pool": (nn.AdaptiveAvgPool2d(1), (1, 64, 7, 5)),
     "elementwise": (nn.SiLU(), (2, 19, 9, 7)),
+    "tokens": (nn.Sequential(nn.Linear(37, 120), nn.GELU()), (2, 29, 37)),
+    "layer_norm": (nn.LayerNorm(37), (2, 29, 37)),
+    "softmax": (nn.Softmax(-1), (2, 29, 37)),
+    "attention": (Attention(), (2, 29, 3 * 3 * 7)),
+    "matmul": (Products(), (2, 29, 37)),
 }
 
 
 def tried(lanes: int) -> tuple[str, ...]:
     """Operators tried with that vector width: all with the middle one, else those whose loops depend on it most."""
-    return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise")
+    return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise", "tokens", "layer_norm", "softmax", "attention", "matmul")
 
 
 _SAMPLE = 6
@@ -41,7 +59,7 @@ _SAMPLE = 6
 def sample(offered: list[Config]) -> list[Config]:
     """The first, one of each value of each parameter that is a choice, and some from all over the list."""
     picked = [offered[0]]
-    for parameter in ("split", "order"):
+    for parameter in ("split", "order", "nv"):
         values = {dict(c.params).get(parameter): c for c in reversed(offered)}
         picked += list(values.values())
     picked += offered[:: max(1, len(offered) // 3)]
