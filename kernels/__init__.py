@@ -21,7 +21,7 @@ from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 6
+KERNELS_VERSION = 7
 
 #: The first rule that offers candidates has the workload.
 RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)

@@ -198,6 +198,102 @@ def random_operators(seed: int) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
     return operators, (draw.randint(1, 2), c, h, w)
 
 
+class Attention(nn.Module):
+    """Attention over heads of ``inner`` dimensions, its projections fused or separate, with or without a kernel of its own."""
+
+    def __init__(self, width: int, heads: int, inner: int, outer: int | None = None, fused=True, by_hand=False):
+        super().__init__()
+        self.heads, self.fused, self.by_hand = heads, fused, by_hand
+        outer = inner if fused or outer is None else outer
+        self.qkv = nn.Linear(width, 3 * heads * inner) if fused else None
+        self.q, self.k, self.v = nn.Linear(width, heads * inner), nn.Linear(width, heads * inner), nn.Linear(width, heads * outer)
+        self.out = nn.Linear(heads * outer, width)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        if self.fused:
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (p(x).view(n, t, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
+        if self.by_hand:
+            y = torch.softmax(q @ k.transpose(-2, -1) * 0.2, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.transpose(1, 2).reshape(n, t, -1))
+
+
+def sequences(c: int) -> dict[str, nn.Module]:
+    """Operators on [batch, tokens, channels]."""
+    return {
+        "layer_norm": nn.LayerNorm(c), "layer_norm_without_affine": nn.LayerNorm(c, elementwise_affine=False, eps=1e-3),
+        "softmax": nn.Softmax(-1), "softmax_of_large": Fn(lambda x: torch.softmax(x * 50, 2)),
+        "linear": nn.Linear(c, 21), "mlp": nn.Sequential(nn.Linear(c, 45), nn.GELU(), nn.Linear(45, c), nn.Dropout()),
+        "residual": Plus(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 45), nn.GELU(), nn.Linear(45, c))),
+        "layer_scale": Plus(nn.Sequential(nn.Linear(c, c), Scale((c,)))),
+        "positions": Scale((1, 13, c)), "positions_by_batch": nn.Sequential(nn.Linear(c, c), Scale((1, 13, c))),
+        "attention": Attention(c, 3, 7), "attention_one_head": Attention(c, 1, 33),
+        "attention_separate": Attention(c, 3, 5, 9, fused=False), "attention_by_hand": Attention(c, 3, 7, by_hand=True),
+        "first_token": Fn(lambda x: x[:, 0]), "last_token": Fn(lambda x: x.select(1, -1) * 2),
+        "class_token": ClassToken(c), "transpose": Fn(lambda x: x.transpose(1, 2)),
+        "transposed_linear": nn.Sequential(Fn(lambda x: x.transpose(0, 1)), nn.Linear(c, 9)),
+        "mixer": Fn(lambda x: torch.relu(x.transpose(1, 2)) + 1), "mean": Fn(lambda x: x.mean(1)),
+        "heads": Fn(lambda x: torch.relu(x[..., :36].reshape(2, 13, 4, 9).permute(2, 0, 3, 1))),
+        "view_that_cuts_elsewhere": Fn(lambda x: x.reshape(13, 2, -1) * 2), "chunk": Fn(lambda x: x[..., :36].chunk(3, -1)[1]),
+        "split": Fn(lambda x: x.split([20, c - 20], 2)[1] * 2), "flatten": Fn(lambda x: x.flatten(1)),
+        "unsqueeze": Fn(lambda x: x.unsqueeze(1) * 2), "expand": Fn(lambda x: x[:, :1].expand(-1, 4, -1) + 1),
+        "product_of_batches": Fn(lambda x: x @ x.transpose(1, 2)), "bmm": Fn(lambda x: torch.bmm(x.transpose(1, 2), x)),
+    }  # fmt: skip
+
+
+class Plus(nn.Module):
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class ClassToken(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+
+
+class ConvNext(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(c, c, 7, padding=3, groups=c), nn.LayerNorm(c)
+        self.up, self.down, self.scale = nn.Linear(c, 45), nn.Linear(45, c), nn.Parameter(torch.randn(c, 1, 1))
+
+    def forward(self, x):
+        y = self.down(F.gelu(self.up(self.norm(self.conv(x).permute(0, 2, 3, 1)))))
+        return x + self.scale * y.permute(0, 3, 1, 2)
+
+
+def shuffle(x, groups: int):
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def permuted_images(c: int) -> dict[str, nn.Module]:
+    """Operators that see the axes of images in another order."""
+    return {
+        "channels_last": Fn(lambda x: x.permute(0, 2, 3, 1)), "convnext": ConvNext(c),
+        "norm_of_channels": nn.Sequential(Fn(lambda x: x.permute(0, 2, 3, 1)), nn.LayerNorm(c), Fn(lambda x: x.permute(0, 3, 1, 2))),
+        "tokens": Fn(lambda x: x.flatten(2).transpose(1, 2) * 2), "tokens_of_channels": Fn(lambda x: x.flatten(2) * 2),
+        "shuffle": nn.Sequential(Fn(lambda x: shuffle(x, 2)), nn.Conv2d(c, 9, 1)),
+        "shuffled_half": nn.Sequential(Fn(lambda x: shuffle(x, 2).chunk(2, 1)[1]), nn.Conv2d(c // 2, 9, 1)),
+        "both_halves": Fn(lambda x: torch.cat(shuffle(x, 2).chunk(2, 1)[::-1], 1)),
+        "linear_of_columns": nn.Linear(11, 7), "transposed_image": Fn(lambda x: torch.relu(x.transpose(2, 3))),
+        "windows": Fn(lambda x: x[:, :, :12, :10].reshape(2, c, 3, 4, 2, 5).permute(0, 2, 4, 3, 5, 1).reshape(12, 20, c) * 2),
+        "batchnorm_of_rows": nn.Sequential(Fn(lambda x: x.permute(0, 2, 3, 1)), nn.BatchNorm2d(13)),
+    }  # fmt: skip
+
+
 #: name -> (operators, input shape, whether the value is made by a kernel or is the network's input)
 BANKS = {
     "conv7": (lambda: convolutions(7), (2, 7, 13, 11), True),
@@ -213,7 +309,25 @@ BANKS = {
     "movement_on_input": (movement, (2, 19, 13, 11), False),
     "rows": (rows, (5, 37), True),
     "rows_on_input": (rows, (1, 37), False),
+    "sequences": (lambda: sequences(37), (2, 13, 37), True),
+    "sequences_on_input": (lambda: sequences(37), (2, 13, 37), False),
+    "sequences_of_vectors": (lambda: sequences(48), (2, 13, 48), True),
+    "permuted_images": (lambda: permuted_images(22), (2, 22, 13, 11), True),
+    "permuted_images_on_input": (lambda: permuted_images(22), (2, 22, 13, 11), False),
 }
+
+class ThreeHeads(nn.Module):
+    """Three heads of seven dimensions out of one value."""
+
+    def forward(self, x):
+        q, k, v = x.reshape(*x.shape[:2], 3, 3, 7).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Products(nn.Module):
+    def forward(self, x):
+        return x @ x.transpose(1, 2)
+
 
 #: name -> (operator, its input); the input is made by a kernel before it
 OPERATORS = {
@@ -227,6 +341,11 @@ OPERATORS = {
     "pool": (nn.MaxPool2d(3, 2, 1), (1, 32, 12, 12)),
     "global_pool": (nn.AdaptiveAvgPool2d(1), (1, 64, 7, 5)),
     "elementwise": (nn.SiLU(), (2, 19, 9, 7)),
+    "tokens": (nn.Sequential(nn.Linear(37, 120), nn.GELU()), (2, 29, 37)),
+    "layer_norm": (nn.LayerNorm(37), (2, 29, 37)),
+    "softmax": (nn.Softmax(-1), (2, 29, 37)),
+    "attention": (ThreeHeads(), (2, 29, 3 * 3 * 7)),
+    "matmul": (Products(), (2, 29, 37)),
 }
 
 _SAMPLE = 10
@@ -235,7 +354,7 @@ _SAMPLE = 10
 def sample(offered: list[Config]) -> list[Config]:
     """The first, one of each value of each parameter that is a choice, and some from all over the list."""
     picked = [offered[0]]
-    for parameter in ("rule", "m", "split", "order"):
+    for parameter in ("rule", "m", "split", "order", "nv"):
         values = {{"rule": c.rule, **dict(c.params)}.get(parameter): c for c in reversed(offered)}
         picked += list(values.values())
     picked += offered[:: max(1, len(offered) // 3)]

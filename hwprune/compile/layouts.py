@@ -122,7 +122,7 @@ class View:
 
     def reshaped(self, shape: Sequence[int]) -> "View | None":
         """The same elements in row-major order as ``shape``; None where a digit would have to be cut elsewhere."""
-        digits = [digit for axis in self.axes for digit in axis]
+        digits = list(_joined([digit for axis in self.axes for digit in axis]))
         axes = []
         for size in shape:
             axis = []

@@ -132,9 +132,9 @@ class _Lowering:
                     f"{err}, called by {self.traced.source(node)}; replace it to search or compile the network"
                 ) from None
         order = {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
-        calls = [(order[value.name], call) for value, call in self.copies]
-        calls += [(order[group[-1].name], self._call(group)) for group in self.groups]
-        calls = [call for _, call in sorted(calls, key=lambda item: item[0])]
+        made = [(order[group[-1].name], self._call(group)) for group in self.groups]
+        made += [(order[value.name], call) for value, call in self.copies]  # behind the kernel whose result they copy
+        calls = [call for _, call in sorted(made, key=lambda item: item[0])]
         outputs = [self._output(name, i) for i, name in enumerate(self.user_outputs)]
         calls += outputs
         return Network(self.traced, self.lanes, tuple(calls), tuple(self.user_inputs),

@@ -39,7 +39,8 @@ def _permute(shapes: Shapes, node: fx.Node) -> Change:
 
 def _transpose(shapes: Shapes, node: fx.Node) -> Change:
     rank = len(shapes(node.name))
-    first, second = (node.args[1:3] if len(node.args) > 2 else (0, 1)) if rank > 1 else (0, 0)
+    # ``t`` and ``mT`` take no axes: they are the last two
+    first, second = node.args[1:3] if len(node.args) > 2 else (-min(rank, 2), -1)
     order = list(range(rank))
     order[first % rank], order[second % rank] = second % rank, first % rank
     return lambda view: view.permuted(order)
@@ -94,7 +95,7 @@ VIEWS: dict[Any, Callable[[Shapes, fx.Node], Change]] = {
     aten.flatten.using_ints: _reshape, aten.view.default: _reshape, aten.reshape.default: _reshape,
     aten.squeeze.default: _reshape, aten.squeeze.dim: _reshape, aten.squeeze.dims: _reshape,
     aten.unsqueeze.default: _reshape, aten._unsafe_view.default: _reshape, aten.unflatten.int: _reshape,
-    aten.permute.default: _permute, aten.transpose.int: _transpose, aten.t.default: _transpose,
+    aten.permute.default: _permute, aten.transpose.int: _transpose, aten.t.default: _transpose, aten.mT.default: _transpose,
     aten.select.int: _select, aten.expand.default: _expand, aten.expand_as.default: _expand,
     operator.getitem: _element,
 }  # fmt: skip

@@ -38,7 +38,7 @@ def _cases():
     """Every bank with the middle vector width; with the others, those whose loops depend on it."""
     for lanes in VARIANTS:
         for bank, (make, *_) in BANKS.items():
-            if lanes == 8 or bank in ("conv7", "grouped", "grouped_wide", "pools", "rows"):
+            if lanes == 8 or bank in ("conv7", "grouped", "grouped_wide", "pools", "rows", "sequences", "permuted_images"):
                 for name in make():
                     yield pytest.param(lanes, bank, name, id=f"{lanes}lanes-{bank}-{name}")
 

@@ -19,7 +19,7 @@ from hwprune.kernels.schedule import Config
 
 def tried(lanes: int) -> tuple[str, ...]:
     """Operators tried with that vector width: all with the middle one, else those whose loops depend on it most."""
-    return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise")
+    return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise", "tokens", "layer_norm", "softmax", "attention", "matmul")
 
 
 def workload_of(operator: nn.Module, shape, profile):
