@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from hwprune.target import SCHEMA_VERSION, TargetProfile
 
-_TABLES = ("codegen", "link", "core", "memory", "overhead")
+_TABLES = ("codegen", "link", "core", "memory", "overhead", "gpu")
 
 
 def to_toml(profile: TargetProfile) -> str:
@@ -50,7 +50,9 @@ def _lines(profile: TargetProfile, *, sources_beside: bool) -> Iterator[str]:
         if getattr(profile, key) is not None:
             yield _line(key, getattr(profile, key), source.get(key))
     for name in _TABLES:
-        table: BaseModel = getattr(profile, name)
+        table: BaseModel | None = getattr(profile, name)
+        if table is None:
+            continue
         yield ""
         yield f"[{name}]" + (f"  # {source[name]}" if name in source else "")
         for key in type(table).model_fields:
