@@ -13,6 +13,7 @@ from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.common import conv_direct, elementwise
+from hwprune.kernels.cuda import RULES as CUDA_RULES
 from hwprune.kernels.schedule import Config, Rule
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -20,8 +21,8 @@ from hwprune.workload import Workload
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
 KERNELS_VERSION = 2
 
-#: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_direct, elementwise)
+#: The first rule that offers candidates has the workload; rules for GPUs offer none to a CPU, nor these to a GPU.
+RULES: tuple[Rule, ...] = (*CUDA_RULES, conv_direct, elementwise)
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config]:

@@ -8,7 +8,7 @@ lanes of the same number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Mapping
 
 
 from tvm import te, tirx
@@ -30,13 +30,17 @@ class Computation:
         return te.create_prim_func([*self.inputs, self.output])
 
 
-def compute(workload: Workload) -> Computation:
-    """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none."""
+def compute(workload: Workload, anchors: Mapping[str, Callable] | None = None) -> Computation:
+    """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none.
+
+    anchors : anchors by operator that a rule expresses its own way, such as a convolution as a matrix product.
+    """
+    rules = {**ANCHOR_RULES, **(anchors or {})}
     inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
     values: list[tuple[Expr, tuple[int, ...]]] = [(_reader(t), tuple(t.shape)) for t in _shaped(inputs, workload)]
     for call in workload.ops:
-        if call.op in ANCHOR_RULES:
-            values.append(ANCHOR_RULES[call.op](call, values, workload))
+        if call.op in rules:
+            values.append(rules[call.op](call, values, workload))
         elif call.op in ELEMENTWISE:
             values.append(_elementwise(call, values))
         elif call.op in MOVEMENT:
@@ -255,7 +259,7 @@ MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayo
 
 # --- anchors ----------------------------------------------------------------------------------------------------
 
-def _padded_input(call: OpCall, values, channels: int):
+def padded_input(call: OpCall, values, channels: int):
     """The convolution's or pool's input with its border, NHWC over the logical channels."""
     expr, shape = values[call.args[0]]
     top, left, bottom, right = call["padding"]
@@ -276,7 +280,7 @@ def _conv2d(call: OpCall, values, workload: Workload):
     """Direct convolution. Weight packed [co/v, kh, kw, ci/groups, v]; result NHWC with co padded to v."""
     (weight, wshape), groups = values[call.args[1]], call["groups"]
     blocks, kh, kw, ci, v = wshape
-    padded = _padded_input(call, values, ci * groups)
+    padded = padded_input(call, values, ci * groups)
     sy, sx = call["stride"]
     dy, dx = call["dilation"]
     n, ph, pw, _ = padded.shape
@@ -308,7 +312,7 @@ def _depthwise(call: OpCall, values, workload: Workload):
     multiplier = call["multiplier"]
     _, shape = values[call.args[0]]
     channels = shape[1] if call.get("layout") == "nchw" else shape[3]
-    padded = _padded_input(call, values, channels)
+    padded = padded_input(call, values, channels)
     sy, sx = call["stride"]
     dy, dx = call["dilation"]
     n, ph, pw, _ = padded.shape
@@ -345,7 +349,7 @@ def _pool2d(call: OpCall, values, workload: Workload):
     """Max or average pooling of NHWC. ``kind`` is max or avg; avg divides by the count of ``divide``: all or inside."""
     _, shape = values[call.args[0]]
     (kh, kw), (sy, sx), (dy, dx) = call["kernel"], call["stride"], call["dilation"]
-    padded = _padded_input(call, values, shape[3])
+    padded = padded_input(call, values, shape[3])
     n, ph, pw, channels = (int(d) for d in padded.shape)
     oh, ow = call["out"]
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")

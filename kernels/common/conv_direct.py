@@ -26,7 +26,7 @@ ORDERS = ("hwc", "hcw", "chw")
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if anchor is None or anchor.op not in ("conv2d", "dense"):
+    if profile.gpu is not None or anchor is None or anchor.op not in ("conv2d", "dense"):
         return None
     geometry = _Geometry(workload)
     tiles = sorted(_tiles(geometry, profile), key=lambda t: _tile_cost(t, geometry, profile))

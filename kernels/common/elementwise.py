@@ -20,7 +20,7 @@ name = "elementwise"
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
-    if workload.anchor is not None and workload.anchor.op in ("conv2d", "dense"):
+    if profile.gpu is not None or (workload.anchor is not None and workload.anchor.op in ("conv2d", "dense")):
         return None
     small = workload.bytes_moved + 4 * workload.macs < 16 * profile.memory.l1d_bytes
     splits = ("none", "rows") if small else ("rows", "none")
