@@ -83,6 +83,7 @@ class Gpu(_Frozen):
     """
 
     warp_size: int = Field(gt=0, description="threads that execute together")
+    schedulers_per_sm: int = Field(gt=0, description="each starts one instruction of one warp a cycle")
     max_threads_per_block: int = Field(gt=0)
     max_threads_per_sm: int = Field(gt=0)
     max_blocks_per_sm: int = Field(gt=0)

@@ -41,8 +41,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
                 usage = _usage(bm, bn, bk, tm, tn, profile)
                 if not _fits_together(bm, bn, tm, tn, profile) or excess(usage, gpu_of(profile)):
                     continue
-                loads = (tm + tn) / (tm * tn)
-                cost = product_cycles(shape, (bm, bn, bk), usage, profile, loads_per_fma=loads)
+                cost = product_cycles(shape, (bm, bn, bk), (tm, tn), usage, profile)
                 ranked.append((cost, Config.make(name, bm=bm, bn=bn, bk=bk, tm=tm, tn=tn)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked[:_OFFERED]]
@@ -133,7 +132,7 @@ def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes:
     sch.storage_align(block, 0, axis=-2, factor=gpu_of(profile).warp_size, offset=profile.lanes)
 
 
-def _operands(sch: s_tir.Schedule, ko, ki, kk) -> None:
+def _operands(sch: s_tir.Schedule, ko, ki, kk, lanes: int) -> None:
     """Operands of a thread in registers: rows of A over a vector of k, a row of B for each k."""
     acc = sch.get_sblock("C")
     left, right = sch.cache_read(acc, 0, "local"), sch.cache_read(acc, 1, "local")

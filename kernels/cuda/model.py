@@ -18,15 +18,14 @@ def within(usage: Usage, profile: TargetProfile, config: Config) -> None:
         raise Infeasible(f"{config.to_text()}: {found}")
 
 
-def product_cycles(
-    shape: Product, tile: tuple[int, int, int], usage: Usage, profile: TargetProfile, loads_per_fma: float, fma_per_cycle: float | None = None
-) -> float:
-    """Cycles of a kernel that makes tiles of bm x bn with bk steps at a time.
+def product_cycles(shape: Product, tile: tuple[int, int, int], thread: tuple[int, int], usage: Usage, profile: TargetProfile) -> float:
+    """Cycles of a kernel that makes tiles of bm x bn with bk steps at a time, each thread tm x tn of them.
 
-    An SM takes the blocks that it holds at once together: their multiply-adds at its rate, their fetches from L2 at
-    its rate, and never faster than its warps hide the latency of either. Blocks come in waves over the SMs.
+    An SM takes the blocks that it holds at once together and is as slow as the slowest of: its multiply-adds, the start
+    of all instructions, its shared memory, its share of L2. What is not hidden of a fetch's latency is added. Blocks
+    come in waves over the SMs, and those at an edge cost as much as full ones.
     """
-    bm, bn, bk = tile
+    (bm, bn, bk), (tm, tn) = tile, thread
     core, gpu = profile.core, gpu_of(profile)
     resident = blocks_per_sm(usage, gpu)
     if not resident:
@@ -35,18 +34,17 @@ def product_cycles(
     at_once = min(resident, math.ceil(blocks / profile.cores))
     waves = math.ceil(blocks / (profile.cores * at_once))
     steps = math.ceil(shape.k / bk) * bk
-    rate = (fma_per_cycle or core.fma_per_cycle * profile.lanes)
-    # shared memory gives a warp one row of its banks a cycle, so a load costs an SM what `rate / warp` multiply-adds do
-    arithmetic = at_once * bm * bn * steps / rate * max(1.0, loads_per_fma * rate / gpu.warp_size / profile.lanes)
-    bytes_per_cycle = profile.memory.l2_gb_per_s * 1e3 / core.frequency_mhz
-    fetches = at_once * 4 * (bm + bn) * steps / bytes_per_cycle
-    return waves * (max(arithmetic, fetches) + steps / bk * _latency_cycles(usage, profile, at_once))
-
-
-def _latency_cycles(usage: Usage, profile: TargetProfile, at_once: int) -> float:
-    """Cycles of one fetch that no other block of the SM hides; about 300 from L2 (assumption), shared by the blocks."""
-    return _L2_LATENCY_CYCLES / at_once
+    warps = usage.threads / gpu.warp_size
+    arithmetic = bm * bn / (core.fma_per_cycle * profile.lanes)
+    loads = warps * (tm + tn) / profile.lanes  # 16 bytes a thread, from rows that a warp shares
+    fetches = (bm / (profile.lanes if shape.contiguous else 1) + bn / profile.lanes) / gpu.warp_size
+    started = (bm * bn / gpu.warp_size + loads + fetches * _INSTRUCTIONS_PER_FETCH) / gpu.schedulers_per_sm
+    l2 = 4 * (bm + bn) / (profile.memory.l2_gb_per_s * 1e3 / core.frequency_mhz)
+    return waves * steps * (at_once * max(arithmetic, started, loads, l2) + L2_LATENCY_CYCLES / bk / at_once)
 
 
 #: Of the order that microbenchmarks give for L2 on these cards (Jia et al. 2018: 193 on V100; later cards 200 to 300).
-_L2_LATENCY_CYCLES = 250.0
+L2_LATENCY_CYCLES = 250.0
+#: Assumption, from reading the generated code: finding a pixel from its number takes divisions, that is multiplications
+#: and shifts, then come border conditions, load and store.
+_INSTRUCTIONS_PER_FETCH = 24

@@ -52,10 +52,11 @@ def _usage(wt: int, warps: int, profile: TargetProfile) -> Usage:
 
 
 def _idle(workload: Workload, wt: int, usage: Usage, profile: TargetProfile) -> float:
-    """Share of the card's threads without work, in steps of a half: beyond that memory is busy anyway."""
+    """Share of the card's threads without work, 0 from half of them on: as many keep its memory busy."""
+    gpu = gpu_of(profile)
     tasks = workload.output.size_bytes / 4 / profile.lanes / wt
-    room = profile.cores * max(1, blocks_per_sm(usage, gpu_of(profile))) * usage.threads
-    return 0.0 if tasks >= room / 2 else 1 - tasks / room
+    at_once = min(tasks, profile.cores * blocks_per_sm(usage, gpu) * usage.threads)
+    return max(0.0, 1 - 2 * at_once / (profile.cores * gpu.max_threads_per_sm))
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:

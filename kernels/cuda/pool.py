@@ -56,7 +56,8 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     sch.compute_at(partial, at, preserve_unit_loops=True)
     loops = sch.get_loops(partial)
     thread, own, k = loops[1], loops[-2], loops[-1]
-    sch.reorder(thread, own, *loops[2:-2], k)
+    # the same order as in the sum over threads, so that each partial sum stays in one register of its thread
+    sch.reorder(*loops[2:-2], own, thread, k)
     sch.bind(thread, "threadIdx.y")
     sch.bind(own, "threadIdx.x")
     sch.decompose_reduction(partial, k)

@@ -13,7 +13,7 @@ from typing import Sequence
 from tvm import s_tir, tirx
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.cuda.model import within
+from hwprune.kernels.cuda.model import L2_LATENCY_CYCLES, within
 from hwprune.kernels.cuda.product import Product, pixels_first, product
 from hwprune.kernels.schedule import Config, block_or_none, unroll
 from hwprune.occupancy import Usage, blocks_per_sm, excess, gpu_of
@@ -68,7 +68,7 @@ def _cycles(shape: Product, bm: int, vectors: int, warps: int, steps: int, usage
     l2 = profile.memory.l2_gb_per_s * 1e3 / core.frequency_mhz
     fetches = at_once * 4 * (bm + vectors * profile.lanes) * share * usage.threads / l2
     fold = results * (math.log2(gpu_of(profile).warp_size) + warps)
-    return waves * (max(arithmetic, fetches) + share / steps * 250 / at_once + fold)
+    return waves * (max(arithmetic, fetches) + share / steps * L2_LATENCY_CYCLES / at_once + fold)
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
@@ -111,7 +111,8 @@ def _fold(sch: s_tir.Schedule, at) -> None:
     acc = sch.get_sblock("C")
     sch.set_scope(acc, 0, "shared")
     sch.compute_at(acc, at, preserve_unit_loops=True)
-    _, thread, *_ = sch.get_loops(acc)
+    _, thread, m, n = sch.get_loops(acc)
+    sch.reorder(m, n, thread)
     sch.bind(thread, "threadIdx.x")
 
 
