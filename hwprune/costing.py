@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from hwprune import target as targets
-from hwprune.cost.analytic import AnalyticModel
+from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
@@ -39,7 +39,7 @@ class Costing:
     def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT):
         """store : file of the measurement store; None for the one in the user's cache folder. Raises StoreError."""
         self.profile, self.measurable = profile, profile.runs_here()
-        self.prior = AnalyticModel(profile)
+        self.prior = analytic_model(profile)
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior

@@ -9,25 +9,28 @@ from typing import Sequence
 
 from tvm import s_tir, te, tirx
 
+from hwprune.errors import Infeasible
 from hwprune.kernels.compute import compute
 from hwprune.kernels.cuda.model import within
 from hwprune.kernels.cuda.product import rounded
-from hwprune.kernels.schedule import Config
+from hwprune.kernels.schedule import Config, divisors
 from hwprune.occupancy import Usage, excess, gpu_of
 from hwprune.target import TargetProfile
 from hwprune.workload import OpCall, Workload
 
 name = "cuda_global_pool"
 
-_PIXELS, _CHANNELS = (32, 16, 64, 8), (32, 16, 64, 8)
+_PIXELS, _CHANNELS = (32, 16, 64, 8), (32, 64, 16, 8)
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     if profile.gpu is None or workload.anchor is None or workload.anchor.op != "global_pool":
         return None
-    fits = [(p, c) for c in _CHANNELS for p in _PIXELS if not excess(_usage(p, c), gpu_of(profile))]
-    whole = [(p, c) for p, c in fits if workload.output.shape[-1] % c == 0] or fits
-    return [Config.make(name, pixels=p, channels=c) for p, c in whole]
+    # threads may not stand aside where the others wait for them, so their number divides the channels
+    widths = divisors(workload.output.shape[-1])
+    channels = dict.fromkeys(max(w for w in widths if w <= most) for most in _CHANNELS)
+    fits = [(p, c) for c in channels for p in _PIXELS if not excess(_usage(p, c), gpu_of(profile))]
+    return [Config.make(name, pixels=p, channels=c) for p, c in fits]
 
 
 def _usage(pixels: int, channels: int) -> Usage:
@@ -37,6 +40,8 @@ def _usage(pixels: int, channels: int) -> Usage:
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
     pixels, channels = int(config["pixels"]), int(config["channels"])
     within(_usage(pixels, channels), profile, config)
+    if workload.output.shape[-1] % channels:
+        raise Infeasible(f"{config.to_text()} does not divide {workload.output.shape[-1]} channels")
     sch = s_tir.Schedule(compute(workload, {"global_pool": _plane(pixels)}).primfunc())
     *_, k = sch.get_loops("C")
     _, ty = sch.split(k, [None, pixels])
@@ -49,7 +54,8 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     acc = sch.get_sblock("C")
     sch.set_scope(acc, 0, "shared")
     sch.compute_at(acc, at, preserve_unit_loops=True)
-    *_, own, thread = sch.get_loops(acc)
+    _, thread, *unit, own = sch.get_loops(acc)
+    sch.reorder(*unit, own, thread)
     sch.bind(own, "threadIdx.x")
     sch.bind(thread, "threadIdx.y")
     sch.set_scope(partial, 0, "local")

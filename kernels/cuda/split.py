@@ -22,7 +22,7 @@ from hwprune.workload import Workload
 
 name = "cuda_split"
 
-_ROWS, _VECTORS, _WARPS, _STEPS = (1, 2, 4, 8), (1, 2, 4), (1, 2, 4, 8), (2, 4)
+_ROWS, _VECTORS, _WARPS, _STEPS = (1, 2, 4, 8), (1, 2), (1, 2, 4, 8), (2, 4)
 _OFFERED = 12
 #: Addresses and loop counters beyond partial sums and operands.
 _FURTHER_REGISTERS = 32
