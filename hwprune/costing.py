@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from hwprune import target as targets
-from hwprune.cost.analytic import AnalyticModel
+from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
@@ -43,7 +43,7 @@ class Costing:
         weights_bytes, exact : see ``Measurer``.
         """
         self.profile, self.measurable = profile, profile.runs_here()
-        self.prior, self._exact = AnalyticModel(profile), exact
+        self.prior, self._exact = analytic_model(profile), exact
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior

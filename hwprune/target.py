@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import platform
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -78,6 +79,33 @@ class Memory(_Frozen):
     l2_gb_per_s: float = Field(gt=0, description="per core")
 
 
+class Gpu(_Frozen):
+    """What a GPU gives to a kernel, after the table "Technical Specifications per Compute Capability" of NVIDIA's guide.
+
+    The other tables keep their meaning with one *core* standing for one streaming multiprocessor (SM): ``core`` is the
+    vector a single thread loads at once and the multiply-adds that an SM starts in a cycle, counted in such vectors;
+    ``memory.l1d_bytes`` is the SM's own memory (shared memory and L1), ``memory.l2_bytes`` the card's L2, which every SM
+    sees whole.
+    """
+
+    warp_size: int = Field(gt=0, description="threads that execute together")
+    schedulers_per_sm: int = Field(gt=0, description="each starts one instruction of one warp a cycle")
+    max_threads_per_block: int = Field(gt=0)
+    max_threads_per_sm: int = Field(gt=0)
+    max_blocks_per_sm: int = Field(gt=0)
+    registers_per_sm: int = Field(gt=0, description="of 32 bits")
+    max_registers_per_thread: int = Field(gt=0)
+    shared_memory_per_sm_bytes: int = Field(gt=0)
+    shared_memory_per_block_bytes: int = Field(gt=0, description="declared statically")
+    shared_memory_per_block_opt_in_bytes: int = Field(gt=0, description="asked for when the kernel is launched")
+    shared_memory_reserved_per_block_bytes: int = Field(ge=0, description="taken by the system from the SM's")
+    tf32_tflops: float = Field(gt=0, description="peak of the tensor cores, without sparsity")
+    fp16_tflops: float = Field(gt=0, description="the same with float16 factors and float32 sums, without sparsity")
+    precision: tuple[Literal["fp32", "tf32", "fp16"], ...] = Field(
+        default=("fp32",), description="what kernels may compute products in; without tf32 and fp16 no tensor cores"
+    )
+
+
 class Overhead(_Frozen):
     """What a call costs beyond its work, in microseconds."""
 
@@ -118,6 +146,7 @@ class TargetProfile(_Frozen):
     memory: Memory
     overhead: Overhead = Overhead()
     incore: InCore | None = None
+    gpu: Gpu | None = Field(default=None, description="cuda only")
     source: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -145,6 +174,13 @@ class TargetProfile(_Frozen):
                 f"`codegen.mtriple` and `architecture` contradict each other: mtriple={self.codegen.mtriple!r}, "
                 f"architecture={self.architecture!r}"
             )
+        if (self.gpu is not None) != (self.architecture == "cuda"):
+            yield (
+                f"`architecture` and the table `[gpu]` contradict each other: architecture={self.architecture!r}, "
+                f"[gpu] is {'missing' if self.gpu is None else 'given'}"
+            )
+        if self.gpu is not None:
+            yield from self._gpu_contradictions(self.gpu)
         if self.memory.l2_bytes < self.memory.l1d_bytes:
             yield (
                 f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
@@ -153,6 +189,30 @@ class TargetProfile(_Frozen):
         for key in self.source:
             if not self._has(key):
                 yield f"`source` names {key!r}, which is no key of this profile; write `table.key` or `table`"
+
+    def _gpu_contradictions(self, gpu: Gpu) -> Iterator[str]:
+        ordered = (
+            ("max_threads_per_block", "max_threads_per_sm"),
+            ("shared_memory_per_block_bytes", "shared_memory_per_block_opt_in_bytes"),
+            ("shared_memory_per_block_opt_in_bytes", "shared_memory_per_sm_bytes"),
+        )
+        for low, high in ordered:
+            if getattr(gpu, low) > getattr(gpu, high):
+                yield f"`gpu.{low} <= {high}` must hold, but got ({low}={getattr(gpu, low)}, {high}={getattr(gpu, high)})"
+        if gpu.max_threads_per_block % gpu.warp_size:
+            yield (
+                f"`gpu.max_threads_per_block` must be whole warps, but got (max_threads_per_block="
+                f"{gpu.max_threads_per_block}, warp_size={gpu.warp_size})"
+            )
+        if gpu.shared_memory_per_sm_bytes > self.memory.l1d_bytes:
+            yield (
+                f"`gpu.shared_memory_per_sm_bytes <= memory.l1d_bytes` must hold (shared memory is a part of it), but got "
+                f"(shared_memory_per_sm_bytes={gpu.shared_memory_per_sm_bytes}, l1d_bytes={self.memory.l1d_bytes})"
+            )
+        if "fp32" not in gpu.precision:
+            yield f"`gpu.precision` must name fp32, which every kernel can fall back to, but got {list(gpu.precision)}"
+        if not re.fullmatch(r"sm_[0-9]+", self.codegen.arch or ""):
+            yield f"`codegen.arch` must be sm_XX for architecture 'cuda', but got {self.codegen.arch!r}"
 
     def _has(self, key: str) -> bool:
         value: Any = self
@@ -165,6 +225,8 @@ class TargetProfile(_Frozen):
     def unsourced(self) -> list[str]:
         """Figures that ``source`` does not cover, as ``table.key``."""
         tables = {"core": self.core, "memory": self.memory, "overhead": self.overhead}
+        if self.gpu is not None:
+            tables["gpu"] = self.gpu
         figures = [
             "cores",
             "threads",
@@ -203,8 +265,7 @@ class TargetProfile(_Frozen):
 
         unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of"), True)
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
-        if self.incore is None:
-            unread["incore"] = True
+        unread |= {table: True for table in ("incore", "gpu") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
         text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -384,7 +445,7 @@ def _keys(loc: tuple) -> list[str]:
     model: Any = TargetProfile
     for part in loc[:-1]:
         model = model.model_fields[part].annotation if part in model.model_fields else None
-        # `InCore | None` is the table where it is given
+        # `Gpu | None` is the table where it is given
         model = next((m for m in (model, *get_args(model)) if hasattr(m, "model_fields")), None)
         if model is None:
             return []

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from hwprune.target import SCHEMA_VERSION, TargetProfile
 
-_TABLES = ("codegen", "link", "core", "memory", "overhead", "incore")
+_TABLES = ("codegen", "link", "core", "memory", "overhead", "incore", "gpu")
 
 
 def to_toml(profile: TargetProfile) -> str:

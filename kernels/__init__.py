@@ -16,17 +16,18 @@ from tvm import tirx
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
 from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize, winograd
+from hwprune.kernels.cuda import RULES as CUDA_RULES
 from hwprune.kernels.schedule import Config, Repack, Rule
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 7
+KERNELS_VERSION = 6
 
 #: The first rule that offers candidates has the workload.
-RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)
+CPU_RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)
 
-#: Rules that offer another way to compute a workload, beside the rule that has it.
+#: Rules for CPUs that offer another way to compute a workload, beside the rule that has it.
 ALTERNATIVES: tuple[Rule, ...] = (winograd,)
 
 
@@ -36,10 +37,12 @@ def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) 
     exact : leave out rules whose results differ by more than the rounding of single operations.
     CompileError if no rule takes the workload.
     """
-    offered = next(filter(None, (rule.candidates(workload, profile) for rule in RULES)), None)
+    rules = CPU_RULES if profile.gpu is None else CUDA_RULES
+    offered = next(filter(None, (rule.candidates(workload, profile) for rule in rules)), None)
     if offered is None:
         raise CompileError(f"no schedule rule takes workload {workload.key}")
-    others = [rule.candidates(workload, profile) or () for rule in ALTERNATIVES if not exact or _is_exact(rule)]
+    alternatives = [rule for rule in ALTERNATIVES if profile.gpu is None and (_is_exact(rule) or not exact)]
+    others = [rule.candidates(workload, profile) or () for rule in alternatives]
     return [config for config in chain.from_iterable(zip_longest(offered, *others)) if config is not None]
 
 
@@ -73,7 +76,7 @@ def _is_exact(rule: Rule) -> bool:
 
 
 def _rule(config: Config) -> Rule:
-    for rule in (*RULES, *ALTERNATIVES):
+    for rule in (*CPU_RULES, *CUDA_RULES, *ALTERNATIVES):
         if rule.name == config.rule:
             return rule
     raise Infeasible(f"unknown schedule rule {config.rule!r}")

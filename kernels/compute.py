@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Sequence
 
 from tvm import te, tirx
 
@@ -34,18 +34,22 @@ class Computation:
         return te.create_prim_func([*self.inputs, self.output])
 
 
-def compute(workload: Workload) -> Computation:
-    """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none."""
+def compute(workload: Workload, anchors: Mapping[str, Callable] | None = None) -> Computation:
+    """Build the expressions of ``workload``. UnsupportedOperator names an operator that has none.
+
+    anchors : anchors by operator that a rule expresses its own way, such as a convolution as a matrix product.
+    """
     inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
-    expr, shape = _evaluated(workload, inputs, lambda call, values: _anchor(call, values, workload))
+    expr, shape = _evaluated(workload, inputs, lambda call, values: _anchor(call, values, workload, anchors or {}))
     output = te.compute(shape, lambda *index: expr(*index), name="Y")
     return Computation(inputs, output)
 
 
-def _anchor(call: OpCall, values: Sequence[Value], workload: Workload) -> Value:
-    if call.op not in ANCHOR_RULES:
+def _anchor(call: OpCall, values: Sequence[Value], workload: Workload, others: Mapping[str, Callable]) -> Value:
+    rule = others.get(call.op) or ANCHOR_RULES.get(call.op)
+    if rule is None:
         raise UnsupportedOperator(f"operator {call.op!r} has no tensor expression (workload {workload.key})")
-    return ANCHOR_RULES[call.op](call, values, workload)
+    return rule(call, values, workload)
 
 
 def expression(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Anchor) -> Expr:
@@ -324,7 +328,7 @@ MOVEMENT = {"slice": _slice, "pad": _pad, "concat": _concat, "relayout": _relayo
 
 # --- anchors ----------------------------------------------------------------------------------------------------
 
-def _padded_input(call: OpCall, values, channels: int):
+def padded_input(call: OpCall, values, channels: int):
     """The convolution's or pool's input with its border, NHWC over the logical channels."""
     expr, shape = values[call.args[0]]
     top, left, bottom, right = call["padding"]
@@ -345,7 +349,7 @@ def _conv2d(call: OpCall, values, workload: Workload):
     """Direct convolution. Weight packed [co/v, kh, kw, ci/groups, v]; result NHWC with co padded to v."""
     (weight, wshape), groups = values[call.args[1]], call["groups"]
     blocks, kh, kw, ci, v = wshape
-    padded = _padded_input(call, values, ci * groups)
+    padded = padded_input(call, values, ci * groups)
     sy, sx = call["stride"]
     dy, dx = call["dilation"]
     n, ph, pw, _ = padded.shape
@@ -377,7 +381,7 @@ def _depthwise(call: OpCall, values, workload: Workload):
     multiplier = call["multiplier"]
     _, shape = values[call.args[0]]
     channels = shape[1] if call.get("layout") == "nchw" else shape[3]
-    padded = _padded_input(call, values, channels)
+    padded = padded_input(call, values, channels)
     sy, sx = call["stride"]
     dy, dx = call["dilation"]
     n, ph, pw, _ = padded.shape
@@ -414,7 +418,7 @@ def _pool2d(call: OpCall, values, workload: Workload):
     """Max or average pooling of NHWC. ``kind`` is max or avg; avg divides by the count of ``divide``: all or inside."""
     _, shape = values[call.args[0]]
     (kh, kw), (sy, sx), (dy, dx) = call["kernel"], call["stride"], call["dilation"]
-    padded = _padded_input(call, values, shape[3])
+    padded = padded_input(call, values, shape[3])
     n, ph, pw, channels = (int(d) for d in padded.shape)
     oh, ow = call["out"]
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")

@@ -23,6 +23,11 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
 
     Raises CompileError: TVM does not build them, or the target's linker is missing (the sentence names its package).
     """
+    if profile.gpu is not None:
+        raise CompileError(
+            f"target {profile.name!r} is a GPU, and artifacts are programs for CPUs so far: its kernels can be built and "
+            f"checked (`python -m benchmarks.cuda_resources`) and its networks searched, but not compiled to an artifact"
+        )
     compiler = linker(profile)
     try:
         module = build(functions, profile)

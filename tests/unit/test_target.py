@@ -27,7 +27,8 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_the_shipped_targets() -> None:
-    assert SHIPPED == ["arm", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512"]
+    cuda = ["a100", "cuda", "h100", "h200", "jetson-orin", "rtx3090", "rtx4090"]
+    assert SHIPPED == sorted(["arm", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512", *cuda])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -45,6 +46,12 @@ def test_shipped_profiles_are_valid_and_name_a_source_for_every_figure(name: str
         ("rpi5", 153.6),  # 2 x 4 x 2 x 2.4 x 4
         ("x86", 192.0),  # 2 x 8 x 2 x 3.0 x 2
         ("x86-avx512", 160.0 * 2),  # 2 x 16 x 2 x 2.5 x 2
+        ("a100", 19_491.84),  # 2 x 64 multiply-adds x 1.41 GHz x 108 SMs
+        ("rtx3090", 35_581.44),  # 2 x 128 x 1.695 x 82
+        ("rtx4090", 82_575.36),  # 2 x 128 x 2.52 x 128
+        ("jetson-orin", 5_324.8),  # 2 x 128 x 1.3 x 16
+        ("h100", 66_908.16),  # 2 x 128 x 1.98 x 132
+        ("h200", 66_908.16),
     ],
 )
 def test_peak_flops(name: str, gflops: float) -> None:
@@ -123,6 +130,39 @@ def test_what_is_said_about_a_bad_profile(folder: Path, text: str, complaint: st
     with pytest.raises(TargetError) as caught:
         target.load_file(path)
     assert complaint in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[gpu]\nwarps = 3\n", "unknown key `gpu.warps`, did you mean `warp_size`?"),
+        ("[gpu]\nmax_threads_per_sm = 512\n", "(max_threads_per_block=1024, max_threads_per_sm=512)"),
+        ("[gpu]\nwarp_size = 48\n", "(max_threads_per_block=1024, warp_size=48)"),
+        ("[gpu]\nshared_memory_per_block_bytes = 200000\n", "(shared_memory_per_block_bytes=200000, shared_memory_per"),
+        ("[memory]\nl1d_bytes = 65536\n", "(shared_memory_per_sm_bytes=167936, l1d_bytes=65536)"),
+        ('[gpu]\nprecision = ["tf32"]\n', "`gpu.precision` must name fp32, which every kernel can fall back to, but got ['tf32']"),
+        ('[codegen]\narch = "ampere"\n', "`codegen.arch` must be sm_XX for architecture 'cuda', but got 'ampere'"),
+    ],
+)
+def test_what_is_said_about_a_bad_gpu(folder: Path, text: str, complaint: str) -> None:
+    [found] = target.complaints(write(folder, "mine", 'extends = "a100"\n' + text))
+    assert complaint in found
+
+
+def test_a_cuda_profile_needs_a_gpu_and_no_other_has_one(folder: Path) -> None:
+    lines = to_toml(target.load("a100")).split("\n[gpu]\n")
+    text = lines[0].replace('name = "a100"', 'name = "mine"')
+    [found] = target.complaints(write(folder, "mine", text))
+    assert "architecture='cuda', [gpu] is missing" in found
+    gpu = "[gpu]\n" + lines[1].split("\n[source]\n")[0]
+    [found] = target.complaints(write(folder, "other", 'extends = "rpi4"\n' + gpu))
+    assert "architecture='aarch64', [gpu] is given" in found
+
+
+def test_cuda_is_a100_and_says_so(folder: Path) -> None:
+    cuda, a100 = target.load("cuda"), target.load("a100")
+    assert cuda.digest() == a100.digest()
+    assert target.notices("cuda", cuda) == [f"target 'cuda' stands for a100: {a100.description}"]
 
 
 def test_all_complaints_are_given_at_once(folder: Path) -> None:
