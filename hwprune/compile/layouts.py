@@ -32,6 +32,10 @@ class Layout:
         """Shape in memory of a value of ``logical`` shape."""
         return self._shape(logical, lambda width: stored(width, lanes))
 
+    def size(self, logical: Sequence[int], pad: Pad) -> int:
+        """Elements in memory, padding included."""
+        return math.prod(self._shape(logical, pad))
+
     def _shape(self, logical: Sequence[int], pad: Pad) -> tuple[int, ...]:
         sizes = [logical[axis] for axis in self.order]
         if not self.merged or not sizes:

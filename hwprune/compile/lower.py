@@ -19,7 +19,7 @@ from torch import fx
 
 from hwprune.compile import ops
 from hwprune.compile.constants import Constant, Shapes
-from hwprune.compile.layouts import Layout, layout_of, lies_in, nhwc, plain, rows, usual
+from hwprune.compile.layouts import Layout, Pad, layout_of, lies_in, nhwc, plain, rows, usual
 from hwprune.compile.memory import MemoryPlan, Step, place
 from hwprune.compile.views import IDENTITIES, LISTS, is_view, source_of
 from hwprune.errors import CompileError, UnsupportedOperator
@@ -239,13 +239,19 @@ class _Lowering:
         if not self.place.is_constant(node):
             if given == layout or (node.name, layout) in self.place.lies:
                 return
-            shape = self.traced.shape
-            if all(lies_in(self.place.views(node, shape, pad), shape(node.name), layout, pad) for pad in _PADS):
+            if all(self._lies(node, layout, pad) for pad in _PADS):
                 self.place.lies.add((node.name, layout))
                 return
         if (name, layout) not in self.place.copies:
             self.copies.append((node, self._copy(f"{name}@{layout}", node, layout)))
             self.place.copies[name, layout] = f"{name}@{layout}"
+
+    def _lies(self, node: fx.Node, layout: Layout, pad: Pad) -> bool:
+        """Whether ``node`` lies in memory as ``layout`` has it, padding included: a network input ends where it ends."""
+        shape, base = self.traced.shape, self.place.base(node)
+        own = self.layouts.get(base.name) or plain(len(shape(base.name)))
+        there = lies_in(self.place.views(node, shape, pad), shape(node.name), layout, pad)
+        return there and layout.size(shape(node.name), pad) <= own.size(shape(base.name), pad)
 
     def _readable(self, node: fx.Node, layout: Layout) -> bool:
         """Whether ``node`` is read in ``layout`` straight from memory."""

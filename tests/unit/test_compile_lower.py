@@ -184,6 +184,11 @@ def test_shortcut_from_the_network_input_is_added_in_its_copy():
     assert (convolution.bindings[0], convolution.bindings[-1]) == (name, f"{name}@nhwc")
 
 
+def test_network_input_of_one_row_ends_where_it_ends():
+    copy, *_ = lowered(Fn(lambda m, x: x * 2), (1, 37)).emitted()
+    assert copy.workload.inputs[0].shape == (1, 37)  # and no whole vectors of it
+
+
 def test_flatten_of_images_copies_into_logical_order():
     network = lowered(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)), (1, 3, 8, 8))
     assert kernels(network) == ["conv2d+add", "gather", "dense+add", "relayout"]
