@@ -35,7 +35,11 @@ def emulate(network: Network, inputs: tuple[torch.Tensor, ...], pick: Pick, gpu:
     params = parameter_values(network)
     values = {name: x.numpy() for name, x in zip(network.inputs, inputs)}
     for call, e in zip(network.calls, emitted):
-        arguments = [values[b] if isinstance(b, str) else b.pack(params, network.lanes) for b in e.bindings]
+        # a kernel may see the memory of an activation in another shape
+        arguments = [
+            values[b].reshape(spec.shape) if isinstance(b, str) else b.pack(params, network.lanes)
+            for spec, b in zip(e.workload.inputs, e.bindings)
+        ]
         # lanes of padding may hold anything, so they hold what would show
         result = tvm.runtime.tensor(np.full(e.workload.output.shape, np.nan, np.float32))
         library[symbols[e.workload.key]](*(tvm.runtime.tensor(np.ascontiguousarray(a, np.float32)) for a in arguments), result)
