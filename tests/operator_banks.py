@@ -333,10 +333,12 @@ class Products(nn.Module):
 OPERATORS = {
     "conv": (nn.Sequential(nn.Conv2d(19, 64, 3, padding=1), nn.ReLU()), (1, 19, 12, 14)),
     "conv_prime_width": (nn.Conv2d(7, 32, 3, padding=1), (2, 7, 8, 13)),
+    "conv_width_of_no_tile": (nn.Conv2d(19, 32, 3, padding=1), (1, 19, 6, 17)),
     "conv_stride": (nn.Conv2d(32, 64, 3, 2, 1), (1, 32, 16, 16)),
     "conv_1x1": (nn.Conv2d(24, 64, 1), (1, 24, 8, 8)),
     "conv_groups": (nn.Conv2d(32, 64, 3, padding=1, groups=2), (1, 32, 8, 8)),
     "linear": (nn.Sequential(nn.Linear(37, 64), nn.GELU()), (6, 37)),
+    "linear_rows_of_no_tile": (nn.Linear(37, 64), (23, 37)),
     "depthwise": (nn.Conv2d(32, 32, 3, padding=1, groups=32), (1, 32, 12, 12)),
     "pool": (nn.MaxPool2d(3, 2, 1), (1, 32, 12, 12)),
     "global_pool": (nn.AdaptiveAvgPool2d(1), (1, 64, 7, 5)),

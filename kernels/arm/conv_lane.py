@@ -12,7 +12,7 @@ from typing import Iterator, Sequence
 
 from tvm import tirx
 
-from hwprune.kernels.common.conv_direct import Geometry, pixel_waste, rank_tiles, schedule_tiles, split_sizes
+from hwprune.kernels.common.conv_direct import TAIL_APART, Geometry, pixel_waste, rank_tiles, schedule_tiles, split_sizes
 from hwprune.kernels.schedule import Config, divisors, unroll
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -74,7 +74,7 @@ def _tile_cost(tile: Tile, g: Geometry, profile: TargetProfile) -> float:
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return schedule_tiles(workload, profile, config, lambda *at: _accumulate(*at, profile.lanes))
+    return schedule_tiles(workload, profile, config, lambda *at: _accumulate(*at, profile.lanes), tail_apart=True)
 
 
 def _accumulate(sch, conv, tile_at, is_dense: bool, lanes: int) -> None:
@@ -90,7 +90,7 @@ def _accumulate(sch, conv, tile_at, is_dense: bool, lanes: int) -> None:
     sch.decompose_reduction(conv, first)
     _stage(sch, sch.get_sblock("C_update"), group, 2 if is_dense else 4)
     # the last group of a width that lanes do not divide becomes code of its own, the loop keeps no condition
-    sch.annotate(group, "pragma_loop_partition_hint", True)
+    sch.annotate(group, TAIL_APART, True)
 
 
 def _stage(sch, update, group, rank: int) -> None:

@@ -22,6 +22,8 @@ name = "conv_direct"
 
 #: inner order of the loops over row tiles, column tiles and channel tiles
 ORDERS = ("hwc", "hcw", "chw")
+#: TVM's mark of a loop whose last iteration, the only one with a condition, becomes code of its own
+TAIL_APART = "pragma_loop_partition_hint"
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
@@ -154,8 +156,13 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     return schedule_tiles(workload, profile, config, _accumulate)
 
 
-def schedule_tiles(workload: Workload, profile: TargetProfile, config: Config, accumulate) -> tirx.PrimFunc:
-    """The loops over tiles; ``accumulate(sch, conv, tile_at, is_dense)`` schedules the reduction of one tile."""
+def schedule_tiles(
+    workload: Workload, profile: TargetProfile, config: Config, accumulate, tail_apart: bool = False
+) -> tirx.PrimFunc:
+    """The loops over tiles; ``accumulate(sch, conv, tile_at, is_dense)`` schedules the reduction of one tile.
+
+    tail_apart : a last tile of fewer columns is code of its own, the others have no condition.
+    """
     g = Geometry(workload)
     sch = s_tir.Schedule(compute(workload).primfunc())
     conv, out, padded = sch.get_sblock("C"), sch.get_sblock("Y"), block_or_none(sch, "P")
@@ -204,6 +211,8 @@ def schedule_tiles(workload: Workload, profile: TargetProfile, config: Config, a
     unroll(sch, [loop for loop in inner[:-1] if loop is not None])
     tile_at = [loop for loop in body if loop is not None][-1]
     accumulate(sch, conv, tile_at, workload.anchor.op == "dense")
+    if tail_apart and g.ow % wt and sch.get(column).kind != tirx.ForKind.PARALLEL:
+        sch.annotate(column, TAIL_APART, True)
     if padded is not None:
         if border_at is None:
             sch.compute_inline(padded)
