@@ -33,7 +33,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     registers = profile.core.vector_registers - 2
     found = []
-    for nv in (2, 3, 4, 1):  # two vectors: each number that is broadcast serves two multiplications
+    for nv in (3, 4, 2, 1):  # each number that is broadcast serves so many multiplications
         mt = min((registers - nv) // nv, 16)
         if mt >= 1:
             found.append(Config.make(name, nv=nv, mt=mt))
