@@ -33,7 +33,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     registers = profile.core.vector_registers - 2
     found = []
-    for nv in (2, 3, 4, 1):  # two vectors: each number that is broadcast serves two multiplications
+    for nv in (3, 4, 2, 1):  # each number that is broadcast serves so many multiplications
         mt = min((registers - nv) // nv, 16)
         if mt >= 1:
             found.append(Config.make(name, nv=nv, mt=mt))
@@ -70,7 +70,7 @@ def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
 
 def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> None:
     """The results of ``nv`` vectors of queries from ``first`` on."""
-    tokens, inner, keys, outer, width = q.shape[2], q.shape[3], k.shape[2], w.shape[3], nv * v
+    (_, heads, tokens, inner), (_, _, keys, outer), width = q.shape, w.shape, nv * v
     queries, scores = _buffer((inner, width)), _buffer((keys, width))
     most, scale = scratch((width,)), scratch((width,))
     with T.serial(0, width) as lane:
@@ -108,6 +108,12 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
                 T.buffer_store(y, result[i * width + lane], [head[0], first + lane, head[1] * outer + start + i])
 
     Runs(outer, mt).each(mix)
+    padding = int(y.shape[2]) - heads * outer
+    if padding:
+        with T.If(head[1] == heads - 1):
+            with T.Then():
+                with T.grid(tirx.min(width, tokens - first), padding) as (lane, column):
+                    T.buffer_store(y, constant(0.0), [head[0], first + lane, heads * outer + column])
 
 
 def _product(rows: int, nv: int, v: int, reduction: int, left, right):
