@@ -198,7 +198,7 @@ def test_every_family_builds_within_the_cards_limits(name):
     gpu, functions, configs = allowing_fp16(card(name)), {}, {}
     for family in FAMILIES:
         workload = max(workloads_of(family, gpu), key=lambda w: (w.anchor is not None, w.macs, len(w.ops)))
-        for i, config in enumerate(c for found in offered(workload, gpu) for c in samples(found)[:2]):
+        for i, config in enumerate(found[0] for found in offered(workload, gpu)):
             functions[f"{family}_{i}"], configs[f"{family}_{i}"] = primfunc(workload, gpu, config), config
     assert {c.rule for c in configs.values()} == {rule.name for rule in RULES}
     for symbol, found in resources.resources(functions, gpu).items():
