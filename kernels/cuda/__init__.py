@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwprune.kernels.cuda import gemm, pointwise, pool, split
+from hwprune.kernels.cuda import gemm, pointwise, pool, split, tensor
 from hwprune.kernels.schedule import Rule
 
-RULES: tuple[Rule, ...] = (split, gemm, pool, pointwise)
+RULES: tuple[Rule, ...] = (split, tensor, gemm, pool, pointwise)

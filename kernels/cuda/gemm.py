@@ -109,14 +109,14 @@ def _accumulate(sch: s_tir.Schedule, tx, bk: int, profile: TargetProfile):
     return ko, ki, kk
 
 
-def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes: int, profile: TargetProfile, scope: str = "shared") -> None:
+def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes: int, profile: TargetProfile, pad: int | None = None) -> None:
     """All threads of a block fetch a tile of ``matrix`` at ``ko``, a vector of ``lanes`` each time.
 
     Neighbouring threads take neighbouring vectors of k, which lie next to each other in memory: pixels have their
     channels innermost, and packed weights have the vectors of one k after those of another.
     """
     block = sch.get_sblock(matrix)
-    sch.set_scope(block, 0, scope)  # first: what lies in shared memory is computed for all threads of the block
+    sch.set_scope(block, 0, "shared")  # first: what lies in shared memory is computed for all threads of the block
     sch.compute_at(block, ko, preserve_unit_loops=True)
     *_, row, column = sch.get_loops(block)
     outer, lane = sch.split(column, [None, lanes])
@@ -129,7 +129,7 @@ def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes:
     sch.bind(ty, "threadIdx.y")
     sch.bind(tx, "threadIdx.x")
     sch.vectorize(lane)
-    sch.storage_align(block, 0, axis=-2, factor=gpu_of(profile).warp_size, offset=profile.lanes)
+    sch.storage_align(block, 0, axis=-2, factor=gpu_of(profile).warp_size, offset=pad or profile.lanes)
 
 
 def _operands(sch: s_tir.Schedule, ko, ki, kk, lanes: int) -> None:

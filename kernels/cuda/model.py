@@ -18,12 +18,21 @@ def within(usage: Usage, profile: TargetProfile, config: Config) -> None:
         raise Infeasible(f"{config.to_text()}: {found}")
 
 
-def product_cycles(shape: Product, tile: tuple[int, int, int], thread: tuple[int, int], usage: Usage, profile: TargetProfile) -> float:
+def product_cycles(
+    shape: Product,
+    tile: tuple[int, int, int],
+    thread: tuple[int, int],
+    usage: Usage,
+    profile: TargetProfile,
+    multiply_adds: tuple[float, int] | None = None,
+) -> float:
     """Cycles of a kernel that makes tiles of bm x bn with bk steps at a time, each thread tm x tn of them.
 
     An SM takes the blocks that it holds at once together and is as slow as the slowest of: its multiply-adds, the start
     of all instructions, its shared memory, its share of L2. What is not hidden of a fetch's latency is added. Blocks
     come in waves over the SMs, and those at an edge cost as much as full ones.
+
+    multiply_adds : how many an SM does in a cycle, and in one instruction of a warp; those of the CUDA cores if None.
     """
     (bm, bn, bk), (tm, tn) = tile, thread
     core, gpu = profile.core, gpu_of(profile)
@@ -35,10 +44,11 @@ def product_cycles(shape: Product, tile: tuple[int, int, int], thread: tuple[int
     waves = math.ceil(blocks / (profile.cores * at_once))
     steps = math.ceil(shape.k / bk) * bk
     warps = usage.threads / gpu.warp_size
-    arithmetic = bm * bn / (core.fma_per_cycle * profile.lanes)
+    rate, each = multiply_adds or (core.fma_per_cycle * profile.lanes, gpu.warp_size)
+    arithmetic = bm * bn / rate
     loads = warps * (tm + tn) / profile.lanes  # 16 bytes a thread, from rows that a warp shares
     fetches = (bm / (profile.lanes if shape.contiguous else 1) + bn / profile.lanes) / gpu.warp_size
-    started = (bm * bn / gpu.warp_size + loads + fetches * _INSTRUCTIONS_PER_FETCH) / gpu.schedulers_per_sm
+    started = (bm * bn / each + loads + fetches * _INSTRUCTIONS_PER_FETCH) / gpu.schedulers_per_sm
     l2 = 4 * (bm + bn) / (profile.memory.l2_gb_per_s * 1e3 / core.frequency_mhz)
     return waves * steps * (at_once * max(arithmetic, started, loads, l2) + L2_LATENCY_CYCLES / bk / at_once)
 

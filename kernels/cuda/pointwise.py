@@ -71,8 +71,8 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
         raise Infeasible(f"{config.to_text()} does not divide {workload.output.shape[2]} pixels")
     sch.compute_inline("P")
     _pixels_first(sch, workload)
-    lanes = profile.lanes if workload.output.shape[-1] % profile.lanes == 0 else 1
-    _window(sch, _threads(sch, wt, usage.threads, lanes), lanes, 3 if workload.anchor.op == "conv2d" else 2)
+    thread = _threads(sch, wt, usage.threads, profile.lanes)
+    _window(sch, thread, profile.lanes, axes=3 if workload.anchor.op == "conv2d" else 2)
     return sch.mod["main"]
 
 
@@ -91,18 +91,16 @@ def _pixels_first(sch: s_tir.Schedule, workload: Workload) -> None:
     pixels_first(sch, workload)
     _, oh, ow, _ = workload.output.shape
 
-    def plain(b, y, x, *channel):
-        c = channel[0] if len(channel) == 1 else channel[0] * workload.inputs[workload.anchor.args[1]].shape[-1] + channel[1]
-        return (b * oh + y) * ow + x, c
+    def pixel(b, y, x):
+        return (b * oh + y) * ow + x
 
-    axes = 5 if workload.anchor.op == "conv2d" else 4  # a convolution's channels are (vector, lane)
-    flat = {4: lambda b, y, x, c: plain(b, y, x, c), 5: lambda b, y, x, o, v: plain(b, y, x, o, v)}[axes]
-    block = {
-        4: lambda b, y, x, c, ry, rx: (*plain(b, y, x, c), ry, rx),
-        5: lambda b, y, x, o, v, ry, rx, rc: (*plain(b, y, x, o, v), ry, rx, rc),
-    }[axes]
-    sch.transform_layout("C", ("write", 0), flat)
-    sch.transform_block_layout("C", block)
+    if workload.anchor.op == "conv2d":  # its channels are (vector, lane)
+        lanes = workload.inputs[workload.anchor.args[1]].shape[-1]
+        sch.transform_layout("C", ("write", 0), lambda b, y, x, o, v: (pixel(b, y, x), o * lanes + v))
+        sch.transform_block_layout("C", lambda b, y, x, o, v, ry, rx, rc: (pixel(b, y, x), o * lanes + v, ry, rx, rc))
+    else:
+        sch.transform_layout("C", ("write", 0), lambda b, y, x, c: (pixel(b, y, x), c))
+        sch.transform_block_layout("C", lambda b, y, x, c, ry, rx: (pixel(b, y, x), c, ry, rx))
 
 
 def _threads(sch: s_tir.Schedule, wt: int, threads: int, lanes: int):

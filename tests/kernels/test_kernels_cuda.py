@@ -13,9 +13,11 @@ from emulated_networks import emulate, lowered
 from operator_banks import TOLERANCE, exact, randomized, relative_error
 from torch import nn
 
+from hwprune.compile.artifact import build_artifact
+from hwprune.costing import Costing
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels import candidates, primfunc
-from hwprune.kernels.cuda import RULES, gemm, resources
+from hwprune.kernels.cuda import RULES, gemm, resources, tensor
 from hwprune.kernels.schedule import Config
 from hwprune.occupancy import blocks_per_sm, excess
 from hwprune.target import TargetProfile, load_file, shipped_folder
@@ -110,6 +112,35 @@ def test_tiles_larger_than_the_result(family, tile):
     assert relative_error(outputs[0], exact(module, inputs)[0]) < TOLERANCE
 
 
+def allowing_fp16(profile: TargetProfile) -> TargetProfile:
+    return profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"precision": ("fp32", "fp16")})})
+
+
+@pytest.mark.parametrize("family", ["conv_3x3", "conv_3x3_whole_vectors", "conv_on_input", "conv_1x1"])
+def test_tensor_core_schedules_without_their_intrinsics(family, monkeypatch):
+    """Their tiles, fetches and epilogue; the intrinsics themselves run on a GPU only."""
+    monkeypatch.setattr(tensor, "schedule", lambda *args: tensor.scheduled(*args, tensorized=False))
+    torch.manual_seed(2)
+    make, shape = FAMILIES[family]
+    module, inputs, gpu = randomized(make()), (torch.randn(shape),), allowing_fp16(card("a100"))
+    network = lowered(module, inputs, gpu)
+    expected = exact(module, inputs)[0]
+    main = next(w for w in network.workloads() if w.anchor)
+    for config in samples(tensor.candidates(main, gpu)):
+        outputs = emulate(network, inputs, lambda w: config if w.key == main.key else candidates(w, gpu)[0], gpu)
+        # float16 has 11 bits: factors are off by 2^-12 at most, sums of products by some times that
+        assert 1e-6 < relative_error(outputs[0], expected) < 2**-10, config.to_text()
+
+
+def test_tensor_cores_are_for_profiles_that_allow_rounding():
+    gpu = card("a100")
+    workload = next(w for w in workloads_of("conv_3x3", gpu) if w.anchor)
+    assert gpu.gpu.precision == ("fp32",) and tensor.candidates(workload, gpu) is None
+    config = tensor.candidates(workload, allowing_fp16(gpu))[0]
+    with pytest.raises(Infeasible, match="target 'a100' allows fp32"):
+        primfunc(workload, gpu, config)
+
+
 # --- dispatch and limits ----------------------------------------------------------------------------------------
 
 
@@ -140,6 +171,22 @@ def test_schedules_over_the_limits_are_refused_with_both_values():
     assert all(c["bm"] * (c["bk"] + 4) + c["bk"] * (c["bn"] + 4) <= 1024 for c in gemm.candidates(workload, small))
 
 
+def test_artifact_for_a_gpu_is_refused_in_one_sentence(tmp_path):
+    gpu = card("h100")
+    network = lowered(nn.Linear(8, 4), (torch.zeros(1, 8),), gpu)
+    with pytest.raises(CompileError, match="target 'h100' is a GPU, and artifacts are programs for CPUs so far"):
+        build_artifact(network, gpu, lambda w: candidates(w, gpu)[0], tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_costing_of_a_gpu_predicts_and_picks_without_one(tmp_path):
+    workloads = [w for family in FAMILIES for w in workloads_of(family, card("h200"))]
+    with Costing(card("h200"), tmp_path / "store") as costing:
+        assert not costing.measurable
+        assert all(e.provenance == "analytic" and e.latency_us > 0 for e in costing.model.predict(workloads))
+        assert costing.pick(workloads[0]) == candidates(workloads[0], costing.profile)[0]
+
+
 # --- nvcc -------------------------------------------------------------------------------------------------------
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no `nvcc`: put NVIDIA's CUDA toolkit on PATH")
@@ -148,11 +195,12 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no `nvcc`:
 @needs_nvcc
 @pytest.mark.parametrize("name", CARDS)
 def test_every_family_builds_within_the_cards_limits(name):
-    gpu, functions, configs = card(name), {}, {}
+    gpu, functions, configs = allowing_fp16(card(name)), {}, {}
     for family in FAMILIES:
         workload = max(workloads_of(family, gpu), key=lambda w: (w.anchor is not None, w.macs, len(w.ops)))
-        for i, config in enumerate(c for found in offered(workload, gpu) for c in samples(found)[:2]):
+        for i, config in enumerate(found[0] for found in offered(workload, gpu)):
             functions[f"{family}_{i}"], configs[f"{family}_{i}"] = primfunc(workload, gpu, config), config
+    assert {c.rule for c in configs.values()} == {rule.name for rule in RULES}
     for symbol, found in resources.resources(functions, gpu).items():
         what = f"{symbol} {configs[symbol].to_text()}: {found}"
         assert excess(found.usage, gpu.gpu) is None, what
