@@ -28,7 +28,7 @@ CORES = {"A53": ("rpi3", None), "A55": ("rpi3", "cortex-a55"), "A72": ("rpi4", N
 #: (input channels, output channels, kernel, height and width): as trained, and as pruned
 SHAPES = (
     (64, 64, 3, 56), (256, 64, 1, 56), (64, 256, 1, 56), (128, 128, 3, 28),
-    (37, 61, 3, 28), (37, 61, 1, 28), (61, 37, 1, 14), (53, 90, 3, 14), (48, 80, 3, 17),
+    (37, 61, 3, 28), (37, 61, 1, 28), (61, 37, 1, 14), (53, 90, 3, 14),
 )  # fmt: skip
 HEADER = (
     "core", "convolution", "fraction of multiply-add throughput", "cycles", "multiply-adds", "instructions", "spills",
