@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Sequence
 
 from tvm import s_tir, tirx
-from tvm.s_tir.tensor_intrin.cuda import get_wmma_intrin_group
 
 from hwprune.errors import Infeasible
 from hwprune.kernels.cuda.gemm import fetch
@@ -157,6 +156,9 @@ class _Steps:
         if not self.tensorized:
             return
         *_, mi, _ = sch.get_loops(init)
+        # importing it parses hundreds of intrinsics, which takes half a minute
+        from tvm.s_tir.tensor_intrin.cuda import get_wmma_intrin_group
+
         names = get_wmma_intrin_group("shared", "shared", "float16", "float32", False)
         sch.tensorize(mi, names["init"])
         for loop, which in zip((*self.loads_at, self.product_at, self.store_at), ("load_a", "load_b", "compute", "store")):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from typing import Callable, Sequence
 
 import pytest
@@ -220,3 +222,9 @@ def test_without_nvcc_the_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompileError, match="`nvcc`, which is not here; install NVIDIA's CUDA toolkit"):
         resources.nvcc()
+
+
+def test_importing_kernels_parses_no_intrinsics():
+    """It took half a minute, and several under pytest's deep stack."""
+    check = "import sys, hwprune.kernels; sys.exit('tvm.s_tir.tensor_intrin.cuda' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
