@@ -19,7 +19,6 @@ from benchmarks import report
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
 from hwprune.kernels import candidates, primfunc
-from hwprune.kernels.cuda import tensor
 from hwprune.kernels.cuda.resources import Resources, resources
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile, load_file, shipped_folder
@@ -58,10 +57,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-#: Families that are listed a second time, for profiles that allow float16 factors.
-TENSOR_CORES = ("7x7 stride 2, 3 to 64", "3x3, 64 to 64 at 56", "1x1, 64 to 256 at 56", "dense, 2048 to 1000, batch 256")
-
-
 def workload(family: str, profile: TargetProfile) -> Workload:
     """The kernel that the family is named after."""
     make, shape = FAMILIES[family]
@@ -74,14 +69,8 @@ def rows(name: str) -> list[list[object]]:
     profile = load_file(shipped_folder() / f"{name}.toml")
     workloads = [workload(family, profile) for family in FAMILIES]
     configs = [candidates(w, profile)[0] for w in workloads]
-    families, rounding = [*FAMILIES], profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"precision": ("fp32", "fp16")})})
-    for family in TENSOR_CORES:
-        families.append(f"{family}, FP16 tensor cores")
-        workloads.append(workload(family, rounding))
-        configs.append(tensor.candidates(workloads[-1], rounding)[0])
-    profile = rounding
     found = resources({f"f{i}": primfunc(w, profile, c) for i, (w, c) in enumerate(zip(workloads, configs))}, profile)
-    return [_row(family, profile, c, found[f"f{i}"]) for i, (family, c) in enumerate(zip(families, configs))]
+    return [_row(family, profile, c, found[f"f{i}"]) for i, (family, c) in enumerate(zip(FAMILIES, configs))]
 
 
 def _row(family: str, profile: TargetProfile, config: Config, found: Resources) -> list[object]:
@@ -98,8 +87,7 @@ def main() -> None:
     notes = (
         "No GPU was at hand: nothing here ran on one, and every latency is not measured.",
         "Registers, spills and static shared memory are what `nvcc -Xptxas -v` reports for the card's architecture; occupancy follows from them and the profile's limits.",
-        "Kernels are exact float32 on the CUDA cores but where the family says FP16: those round their factors, and are offered only where a profile's `precision` allows it.",
-        "That the schedules compute what torch computes is tested on the CPU, with threads as loops and without the tensor cores' intrinsics (`tests/kernels/test_kernels_cuda.py`).",
+        "All kernels here are exact float32 on the CUDA cores. That they compute what torch computes is tested on the CPU (`tests/kernels/test_kernels_cuda.py`).",
     )
     print(report.write("cuda_resources", "What GPU kernels take of each card", "python -m benchmarks.cuda_resources", [("Kernels", HEADER, table)], notes))
 
