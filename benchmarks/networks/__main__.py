@@ -129,6 +129,8 @@ def _page(path: Path) -> Path:
                 f"Batch {batch}: geometric mean of best peer over hwprune {mean:.2f} over {len(ratios)} networks, "
                 f"least {min(ratios):.2f}; {sum(1 for k in latest if k[0] == batch) - len(ratios)} not compiled."
             )
+    if len({r["commit"] for r in latest.values()}) > 1:
+        notes.append("Rows are of several commits, each named: a row of an older one says nothing of kernels made since.")
     notes.append("Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median.")
     return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes)
 
