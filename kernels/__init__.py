@@ -25,7 +25,7 @@ from hwprune.workload import TensorSpec, Workload
 KERNELS_VERSION = 6
 
 #: The first rule that offers candidates has the workload.
-CPU_RULES: tuple[Rule, ...] = (conv_lane, gemm, normalize, attention, conv_direct, elementwise)
+CPU_RULES: tuple[Rule, ...] = (gemm, conv_lane, normalize, attention, conv_direct, elementwise)
 
 #: Rules for CPUs that offer another way to compute a workload, beside the rule that has it.
 ALTERNATIVES: tuple[Rule, ...] = (winograd,)
