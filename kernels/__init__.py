@@ -6,7 +6,6 @@ only way from a workload to machine code.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import Mapping, Sequence
 
@@ -17,7 +16,7 @@ from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
 from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize, winograd
 from hwprune.kernels.cuda import RULES as CUDA_RULES
-from hwprune.kernels.schedule import Config, Repack, Rule
+from hwprune.kernels.schedule import Config, Repack, Rule, as_read
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
@@ -62,8 +61,7 @@ def repacked(workload: Workload, config: Config) -> Mapping[int, Repack]:
 
 def kernel_inputs(workload: Workload, config: Config) -> tuple[TensorSpec, ...]:
     """The workload's inputs as the kernel of ``config`` reads them."""
-    packed = repacked(workload, config)
-    return tuple(replace(t, shape=packed[i].shape) if i in packed else t for i, t in enumerate(workload.inputs))
+    return as_read(workload.inputs, repacked(workload, config))
 
 
 def is_exact(config: Config) -> bool:

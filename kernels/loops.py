@@ -6,8 +6,7 @@ Statements are made with TVM's IRBuilder inside ``function``; the element-wise o
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -98,5 +97,5 @@ def folded(buffer, lanes: int, combine: Callable[[tirx.Expr, tirx.Expr], tirx.Ex
     """The lanes of ``buffer`` combined into its first: halves upon halves."""
     while lanes > 1:
         lanes //= 2
-        vector(buffer, 0, lambda lane: combine(buffer[lane], buffer[lanes + lane]), lanes)
+        vector(buffer, 0, lambda lane, lanes=lanes: combine(buffer[lane], buffer[lanes + lane]), lanes)
     return buffer[0]

@@ -8,14 +8,14 @@ profile.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Callable, Protocol, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Callable, Mapping, Protocol, Sequence
 
 import numpy as np
 from tvm import s_tir, tirx
 
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import TensorSpec, Workload
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Repack:
     name: str
     shape: tuple[int, ...]
     transform: Callable[[np.ndarray], np.ndarray] = field(compare=False, repr=False)
+
+
+def as_read(inputs: Sequence[TensorSpec], packed: Mapping[int, Repack]) -> tuple[TensorSpec, ...]:
+    """A workload's inputs as its kernel reads them, some of them repacked (number of the input -> how)."""
+    return tuple(replace(t, shape=packed[i].shape) if i in packed else t for i, t in enumerate(inputs))
 
 
 class Rule(Protocol):

@@ -363,6 +363,14 @@ def sample(offered: list[Config]) -> list[Config]:
     return list(dict.fromkeys(picked))[:_SAMPLE]
 
 
+def case(bank: str) -> tuple[list[str], nn.Module, tuple[torch.Tensor, ...]]:
+    """Names of a bank's operators, the network of them side by side, and its input."""
+    torch.manual_seed(sorted(BANKS).index(bank))
+    make, shape, inside = BANKS[bank]
+    operators = make()
+    return list(operators), randomized(Bank(operators, inside)), (torch.randn(shape),)
+
+
 def exact(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
     """What torch computes in float64."""
     with torch.no_grad():

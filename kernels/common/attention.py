@@ -86,23 +86,23 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
         acc = _product(size, nv, v, inner, lambda i, d: k(*head, start + i, d), lambda d, c: queries[d, c])
         for at in columns:
             for i in range(size):
-                vector(scores, (start + i, at), lambda lane: acc[i * width + at + lane], v)
-            vector(most, at, lambda lane: _highest([most[at + lane], *(acc[i * width + at + lane] for i in range(size))]), v)
+                vector(scores, (start + i, at), lambda lane, i=i, at=at: acc[i * width + at + lane], v)
+            vector(most, at, lambda lane, at=at: _highest([most[at + lane], *(acc[i * width + at + lane] for i in range(size))]), v)
 
     Runs(keys, mt).each(score)
     with T.serial(0, keys) as key:
         for at in columns:
-            vector(scores, (key, at), lambda lane: exponential(scores[key, at + lane] - most[at + lane]), v)
-            vector(scale, at, lambda lane: scale[at + lane] + scores[key, at + lane], v)
+            vector(scores, (key, at), lambda lane, at=at: exponential(scores[key, at + lane] - most[at + lane]), v)
+            vector(scale, at, lambda lane, at=at: scale[at + lane] + scores[key, at + lane], v)
     for at in columns:
-        vector(scale, at, lambda lane: constant(1.0) / scale[at + lane], v)
+        vector(scale, at, lambda lane, at=at: constant(1.0) / scale[at + lane], v)
 
     def mix(start, size):
         acc = _product(size, nv, v, keys, lambda i, key: w(*head, key, start + i), lambda key, c: scores[key, c])
         result = scratch((size * width,))
         for at in columns:
             for i in range(size):
-                vector(result, i * width + at, lambda lane: acc[i * width + at + lane] * scale[at + lane], v)
+                vector(result, i * width + at, lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
         with T.serial(0, tirx.min(width, tokens - first)) as lane:
             with T.serial(0, size) as i:
                 T.buffer_store(y, result[i * width + lane], [head[0], first + lane, head[1] * outer + start + i])
@@ -124,7 +124,7 @@ def _product(rows: int, nv: int, v: int, reduction: int, left, right):
         vector(acc, at, lambda lane: constant(0.0), v)
     with T.serial(0, reduction) as r:
         for i, c, at in cells:
-            vector(acc, at, lambda lane: acc[at + lane] + left(i, r) * right(r, c + lane), v)
+            vector(acc, at, lambda lane, i=i, c=c, at=at: acc[at + lane] + left(i, r) * right(r, c + lane), v)
     return acc
 
 
@@ -156,7 +156,7 @@ def _matmul(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
                 acc = _product(size, count, v, reduction, lambda i, r: a(*matrix, row + i, r), right)
                 for i in range(size):
                     for j in range(count):
-                        vector(y, (*matrix, row + i, (block + j) * v), lambda lane: acc[(i * count + j) * v + lane], v)
+                        vector(y, (*matrix, row + i, (block + j) * v), lambda lane, i=i, j=j: acc[(i * count + j) * v + lane], v)
 
             if columns // v:
                 Runs(columns // v, nv).each(panel)

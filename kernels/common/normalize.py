@@ -75,7 +75,7 @@ def _reduced(width: int, v: int, start: float, combine: Callable, value: Callabl
     if rest:
         add(chains - 1, blocks * v, rest)
     for c in range(1, chains):
-        vector(sums, 0, lambda lane: combine(sums[lane], sums[c * v + lane]), v)
+        vector(sums, 0, lambda lane, c=c: combine(sums[lane], sums[c * v + lane]), v)
     folded(sums, v, combine)
     return sums
 

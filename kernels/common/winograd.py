@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Callable, ContextManager, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import ContextManager, Sequence
 
 import numpy as np
 from tvm import tirx
@@ -26,7 +26,7 @@ from tvm.script.ir_builder import tirx as T
 from hwprune.errors import Infeasible
 from hwprune.kernels.compute import Value, expression
 from hwprune.kernels.loops import FLOAT, constant, function, scratch, vector
-from hwprune.kernels.schedule import Config, Repack, divisors
+from hwprune.kernels.schedule import Config, Repack, as_read, divisors
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
@@ -60,7 +60,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     offered = []
     for m in (4, 2):
-        base = _Geometry(workload, m, profile)
+        base = _Geometry(workload, m)
         for split, rows in _partitions(base, profile):
             tiles = base.tiles if split == "phases" else rows * base.tw
             for wt, cov in _register_tiles(base, tiles, profile)[:3]:
@@ -75,26 +75,19 @@ def repack(workload: Workload, config: Config) -> dict[int, Repack]:
     number = workload.anchor.args[1]
     blocks, _, _, ci, lanes = workload.inputs[number].shape
     m = int(config["m"])
-    return {number: Repack(f"{name} {m}", ((m + 2) ** 2, blocks, ci, lanes), _transform_weight[m])}
+    return {number: Repack(f"{name} {m}", ((m + 2) ** 2, blocks, ci, lanes), partial(_transformed, m))}
 
 
-def _weight_transform(m: int) -> Callable[[np.ndarray], np.ndarray]:
-    def transform(packed: np.ndarray) -> np.ndarray:
-        blocks, _, _, ci, lanes = packed.shape
-        g = _WEIGHT[m]
-        return np.einsum("ik,jl,oklcv->ijocv", g, g, packed.astype(np.float64)).reshape(-1, blocks, ci, lanes).astype(np.float32)
-
-    return transform
-
-
-_transform_weight = {m: _weight_transform(m) for m in _WEIGHT}
+def _transformed(m: int, packed: np.ndarray) -> np.ndarray:
+    blocks, _, _, ci, lanes = packed.shape
+    g = _WEIGHT[m]
+    return np.einsum("ik,jl,oklcv->ijocv", g, g, packed.astype(np.float64)).reshape(-1, blocks, ci, lanes).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class _Geometry:
     workload: Workload
     m: int
-    profile: TargetProfile
 
     @cached_property
     def out(self) -> tuple[int, int, int]:
@@ -185,14 +178,14 @@ def _cost(g: _Geometry, profile: TargetProfile, split: str, rows: int, wt: int, 
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return _Builder(workload, profile, config).function()
+    return _Builder(workload, config).function()
 
 
 class _Builder:
     """Writes the kernel. V and M are the transformed inputs and the products: [matrix][tile][channel]."""
 
-    def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
-        self.g = g = _Geometry(workload, int(config["m"]), profile)
+    def __init__(self, workload: Workload, config: Config):
+        self.g = g = _Geometry(workload, int(config["m"]))
         self.workload, self.config = workload, config
         self.wt, self.cov, self.rows = int(config["wt"]), int(config["cov"]), int(config["rows"])
         self.ci_lanes, self.co_lanes = g.ci_vectors * g.lanes, g.blocks * g.lanes
@@ -200,9 +193,8 @@ class _Builder:
             raise Infeasible(f"{config.to_text()}: {g.th} rows of tiles do not divide by {self.rows}")
 
     def function(self) -> tirx.PrimFunc:
-        packed = repack(self.workload, self.config)
-        specs = [replace(t, shape=packed[i].shape) if i in packed else t for i, t in enumerate(self.workload.inputs)]
-        return function(self.workload, self._statements, specs)
+        inputs = as_read(self.workload.inputs, repack(self.workload, self.config))
+        return function(self.workload, self._statements, inputs)
 
     def _statements(self, inputs, output) -> None:
         self.result, self.weight = output, inputs[self.workload.anchor.args[1]]

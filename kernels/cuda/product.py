@@ -118,6 +118,17 @@ class _Builder:
         )
 
 
+def block_tiles(sch: s_tir.Schedule, bm: int, bn: int):
+    """Cut the result into tiles of bm x bn, one a block: the loop over blocks, and the two within a tile."""
+    m, channel = sch.get_loops("Y")
+    mo, mi = sch.split(m, [None, bm])
+    no, ni = sch.split(channel, [None, bn])
+    sch.reorder(mo, no, mi, ni)
+    at = sch.fuse(mo, no)
+    sch.bind(at, "blockIdx.x")
+    return at, (mi, ni)
+
+
 def _where(limits, value, otherwise):
     """``value`` where each index is below its limit; limits that the whole padded extent satisfies are not asked."""
     inside = [index < limit for index, limit, extent in limits if limit < extent]

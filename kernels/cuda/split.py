@@ -14,7 +14,7 @@ from tvm import s_tir, tirx
 
 from hwprune.errors import Infeasible
 from hwprune.kernels.cuda.model import L2_LATENCY_CYCLES, within
-from hwprune.kernels.cuda.product import Product, pixels_first, product
+from hwprune.kernels.cuda.product import Product, block_tiles, pixels_first, product
 from hwprune.kernels.schedule import Config, block_or_none, unroll
 from hwprune.occupancy import Usage, blocks_per_sm, excess, gpu_of
 from hwprune.target import TargetProfile
@@ -86,24 +86,13 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     *_, k = sch.get_loops(sch.get_sblock("C"))
     _, thread = sch.split(k, [None, threads])
     partial = sch.rfactor(thread, 0)
-    at, inner = _result(sch, bm, vectors * profile.lanes)
+    at, inner = block_tiles(sch, bm, vectors * profile.lanes)
     _fold(sch, at)
     _partial(sch, partial, at, steps, profile.lanes)
     # last: cut for the threads, the block's results no longer look like a rectangle
     _, thread = sch.split(sch.fuse(*inner), [None, threads])
     sch.bind(thread, "threadIdx.x")
     return sch.mod["main"]
-
-
-def _result(sch: s_tir.Schedule, bm: int, bn: int):
-    """Cut the result into tiles, one a block: the loop over blocks, and the two within a tile."""
-    m, channel = sch.get_loops("Y")
-    mo, mi = sch.split(m, [None, bm])
-    no, ni = sch.split(channel, [None, bn])
-    sch.reorder(mo, no, mi, ni)
-    at = sch.fuse(mo, no)
-    sch.bind(at, "blockIdx.x")
-    return at, (mi, ni)
 
 
 def _fold(sch: s_tir.Schedule, at) -> None:

@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from hwprune.errors import Infeasible
 from hwprune.kernels.cuda.gemm import fetch
 from hwprune.kernels.cuda.model import product_cycles, within
-from hwprune.kernels.cuda.product import Product, pixels_first, product
+from hwprune.kernels.cuda.product import Product, block_tiles, pixels_first, product
 from hwprune.kernels.schedule import Config, block_or_none
 from hwprune.occupancy import Usage, excess, gpu_of
 from hwprune.target import TargetProfile
@@ -83,7 +83,7 @@ def scheduled(workload: Workload, profile: TargetProfile, config: Config, *, ten
         sch.compute_inline("P")
     pixels_first(sch, workload)
     shape, threads = Product.of(workload), (wm * wn, gpu_of(profile).warp_size)
-    at, inner = _blocks(sch, bm, bn)
+    at, inner = block_tiles(sch, bm, bn)
     steps = _Steps(sch, tensorized)
     ko = steps.multiply(steps.store(at, wm, wn), bk)
     for matrix, lanes in (("A", profile.lanes if shape.contiguous else 1), ("B", profile.lanes)):
@@ -91,16 +91,6 @@ def scheduled(workload: Workload, profile: TargetProfile, config: Config, *, ten
     steps.finish(ko)
     _epilogue(sch, inner, threads, profile)
     return sch.mod["main"]
-
-
-def _blocks(sch: s_tir.Schedule, bm: int, bn: int):
-    m, channel = sch.get_loops("Y")
-    mo, mi = sch.split(m, [None, bm])
-    no, ni = sch.split(channel, [None, bn])
-    sch.reorder(mo, no, mi, ni)
-    at = sch.fuse(mo, no)
-    sch.bind(at, "blockIdx.x")
-    return at, (mi, ni)
 
 
 def _epilogue(sch: s_tir.Schedule, inner, threads: tuple[int, int], profile: TargetProfile) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_banks import BANKS, OPERATORS, TOLERANCE, Bank, exact, random_operators, randomized, relative_error, sample
+from operator_banks import BANKS, OPERATORS, TOLERANCE, Bank, case, exact, random_operators, randomized, relative_error, sample
 from torch import nn
 
 from hwprune.compile.artifact import build_artifact
@@ -60,10 +60,8 @@ def results(on_board):
 
     def of(target: str, bank: str) -> SimpleNamespace:
         if (target, bank) not in made:
-            torch.manual_seed(sorted(BANKS).index(bank))
-            make, shape, inside = BANKS[bank]
-            operators = make()
-            found, expected = on_board(target, randomized(Bank(operators, inside)), (torch.randn(shape),))
+            operators, module, inputs = case(bank)
+            found, expected = on_board(target, module, inputs)
             made[target, bank] = SimpleNamespace(found=dict(zip(operators, found)), expected=dict(zip(operators, expected)))
         return made[target, bank]
 

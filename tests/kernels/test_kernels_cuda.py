@@ -97,7 +97,7 @@ def test_schedule_computes_what_torch_computes(family):
     tried = [config for found in offered(main, gpu) for config in samples(found)]
     assert tried
     for config in tried:
-        outputs = emulate(network, inputs, lambda w: config if w.key == main.key else candidates(w, gpu)[0], gpu)
+        outputs = emulate(network, inputs, lambda w, config=config: config if w.key == main.key else candidates(w, gpu)[0], gpu)
         for found, e in zip(outputs, expected, strict=True):
             assert relative_error(found, e) < TOLERANCE, config.to_text()
 
@@ -129,7 +129,7 @@ def test_tensor_core_schedules_without_their_intrinsics(family, monkeypatch):
     expected = exact(module, inputs)[0]
     main = next(w for w in network.workloads() if w.anchor)
     for config in samples(tensor.candidates(main, gpu)):
-        outputs = emulate(network, inputs, lambda w: config if w.key == main.key else candidates(w, gpu)[0], gpu)
+        outputs = emulate(network, inputs, lambda w, config=config: config if w.key == main.key else candidates(w, gpu)[0], gpu)
         # float16 has 11 bits: factors are off by 2^-12 at most, sums of products by some times that
         assert 1e-6 < relative_error(outputs[0], expected) < 2**-10, config.to_text()
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 from compiled_networks import VARIANTS, compiled, run
-from operator_banks import BANKS, TOLERANCE, Bank, exact, randomized, relative_error
+from operator_banks import BANKS, TOLERANCE, case, exact, relative_error
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +19,7 @@ def results(usable, tmp_path_factory):
 
     def of(lanes: int, bank: str) -> SimpleNamespace:
         if (lanes, bank) not in made:
-            torch.manual_seed(sorted(BANKS).index(bank))
-            make, shape, inside = BANKS[bank]
-            operators = make()
-            module, inputs = randomized(Bank(operators, inside)), (torch.randn(shape),)
+            operators, module, inputs = case(bank)
             program = compiled(module, inputs, usable(lanes), tmp_path_factory.mktemp(bank) / "artifact")
             made[lanes, bank] = SimpleNamespace(
                 found=dict(zip(operators, run(program, inputs), strict=True)),
