@@ -21,13 +21,17 @@ from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 #: Bumped when the code generated for the same workload and config changes: measurements made before no longer hold.
-KERNELS_VERSION = 6
+KERNELS_VERSION = 7
 
 #: The first rule that offers candidates has the workload.
 CPU_RULES: tuple[Rule, ...] = (gemm, conv_lane, normalize, attention, conv_direct, elementwise)
 
-#: Rules for CPUs that offer another way to compute a workload, beside the rule that has it.
-ALTERNATIVES: tuple[Rule, ...] = (winograd,)
+#: Name of the rule that has a workload -> rules that offer other ways to compute it, beside that one.
+ALTERNATIVES: Mapping[str, tuple[Rule, ...]] = {
+    gemm.name: (conv_direct, winograd),
+    conv_lane.name: (winograd,),
+    conv_direct.name: (winograd,),
+}
 
 
 def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) -> Sequence[Config]:
@@ -40,8 +44,8 @@ def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) 
     offered = next(filter(None, (rule.candidates(workload, profile) for rule in rules)), None)
     if offered is None:
         raise CompileError(f"no schedule rule takes workload {workload.key}")
-    alternatives = [rule for rule in ALTERNATIVES if profile.gpu is None and (_is_exact(rule) or not exact)]
-    others = [rule.candidates(workload, profile) or () for rule in alternatives]
+    alternatives = () if profile.gpu else ALTERNATIVES.get(offered[0].rule, ())
+    others = [rule.candidates(workload, profile) or () for rule in alternatives if _is_exact(rule) or not exact]
     return [config for config in chain.from_iterable(zip_longest(offered, *others)) if config is not None]
 
 
@@ -74,7 +78,7 @@ def _is_exact(rule: Rule) -> bool:
 
 
 def _rule(config: Config) -> Rule:
-    for rule in (*CPU_RULES, *CUDA_RULES, *ALTERNATIVES):
+    for rule in (*CPU_RULES, *CUDA_RULES, winograd):
         if rule.name == config.rule:
             return rule
     raise Infeasible(f"unknown schedule rule {config.rule!r}")

@@ -6,15 +6,20 @@ Statements are made with TVM's IRBuilder inside ``function``; the element-wise o
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 FLOAT = "float32"
+
+#: Tiles of a panel that fetch the next one; those after them find it done.
+_FETCHING = 8
 
 
 def function(
@@ -36,8 +41,69 @@ def function(
 
 
 def scratch(shape: Sequence[int]):
-    """A buffer of the task: on its stack."""
-    return T.alloc_buffer(tuple(shape), FLOAT, scope="local")
+    """A buffer of the task. TVM lays it on the stack if it is smaller than a kilobyte, else it is the thread pool's scratch
+    memory: taken and given back wherever it is declared, so not within a loop that matters."""
+    return T.alloc_buffer(tuple(shape), FLOAT)
+
+
+Registers = Mapping[tuple[int, int], tirx.Buffer]
+
+
+def registers(rows: int, vectors: int, lanes: int) -> Registers:
+    """Accumulators of a tile, zero: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
+    LLVM takes it into a register whatever else happens in the loop."""
+    found = {(i, j): scratch((lanes,)) for i in range(rows) for j in range(vectors)}
+    for register in found.values():
+        T.buffer_store(register, tirx.Broadcast(constant(0.0), lanes), [tirx.Ramp(0, 1, lanes)])
+    return found
+
+
+def accumulate(acc: Registers, left: Sequence[tirx.Expr], right: Sequence[tirx.Expr], lanes: int) -> None:
+    """acc[i, j] += left[i] * right[j]: left are numbers, right vectors of ``lanes``."""
+    whole = tirx.Ramp(0, 1, lanes)
+    columns = [T.Bind(vector) for vector in right]
+    for i, number in enumerate(left):
+        x = T.Bind(tirx.Broadcast(number, lanes))
+        for j, column in enumerate(columns):
+            T.buffer_store(acc[i, j], acc[i, j][whole] + x * column, [whole])
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What comes after a panel of constants, fetched while the panel is in use: in a network constants come from far.
+
+    The panel is passed over by tiles; each of the first tiles fetches its part, a line or a fraction of one with each step
+    of its reduction.
+
+    buffer : constants, one panel after the other. width : of a panel, in elements for each of ``steps`` steps.
+    tiles : that pass over a panel.
+    """
+
+    buffer: tirx.Buffer
+    width: int
+    steps: int
+    tiles: int
+
+    def fetch(self, following, number, step, level: int) -> None:
+        """Fetch what tile ``number`` has to at ``step``, of the panel that begins with element ``following``.
+
+        level : of the cache, see ``fetch_level``. The place may lie outside of the buffer: a prefetch never fails.
+        """
+        parts = min(_FETCHING, self.tiles)
+        line = 64 // 4
+        lines = -(-self.width // (parts * line))
+        stride = -(-self.width // (parts * lines))
+        start = following + tirx.min(number, parts - 1) * (self.steps * lines * stride)
+        flags = [tirx.const(n, "int32") for n in (0, level, 1)]  # a read, of data
+        outer = [0] * (len(self.buffer.shape) - 1)
+        for i in range(lines):
+            address = T.address_of(self.buffer[(*outer, start + (i * self.steps + step) * stride)])
+            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *flags))
+
+
+def fetch_level(panel_bytes: int, profile: TargetProfile) -> int:
+    """LLVM's name for the cache that a panel of so many bytes is fetched into, beside the one in use: 3 the first, 2 the second."""
+    return 3 if 2 * panel_bytes <= profile.memory.l1d_bytes else 2
 
 
 def shared(total: int, parts: int) -> list[tuple[int, int]]:
@@ -47,27 +113,46 @@ def shared(total: int, parts: int) -> list[tuple[int, int]]:
 
 
 class Runs:
-    """An extent cut into tiles of at most two sizes, all of them or those of one thread."""
+    """An extent cut into tiles of at most two sizes, all of them or those of one thread.
+
+    sizes : (how many, size) of each, the larger size first.
+    """
 
     def __init__(self, extent: int, largest: int):
         self.count = -(-extent // largest)
-        self._sizes = shared(extent, self.count)
+        self.sizes = shared(extent, self.count)
+        self.largest = self.sizes[0][1]
 
     def each(self, body: Callable[[tirx.Expr, int], None], part: tuple[tirx.Expr, int] | None = None) -> None:
         """``body(start, size)`` in a loop over the tiles.
 
-        part : (number of a thread, how many there are): only the tiles of that thread.
+        part : (number of a thread, how many there are): only the tiles of that thread, which lie side by side.
         """
+        self.numbered(lambda start, size, number: body(start, size), part)
+
+    def numbered(self, body: Callable[[tirx.Expr, int, tirx.Expr], None], part: tuple[tirx.Expr, int] | None = None) -> None:
+        """``body(start, size, number)``, as ``each``; the first of the tiles has number 0."""
         before, start = 0, 0
-        for count, size in self._sizes:
+        first = 0 if part is None else tirx.floordiv(part[0] * self.count, part[1])
+        for count, size in self.sizes:
             low, high = (0, count) if part is None else self._clipped(part, before, count)
             with T.serial(low, high) as tile:
-                body(start + tile * size, size)
+                body(start + tile * size, size, tile + before - first)
+            before, start = before + count, start + count * size
+
+    def turns(self, body: Callable[[tirx.Expr, int], None], part: tuple[tirx.Expr, int]) -> None:
+        """``body(start, size)`` of every ``threads``-th tile, from the thread's own number on: part = (thread, threads)."""
+        thread, threads = part
+        before, start = 0, 0
+        for count, size in self.sizes:
+            first = tirx.floormod(thread - before, threads)
+            with T.serial(0, tirx.floordiv(count - first + threads - 1, threads)) as turn:
+                body(start + (first + turn * threads) * size, size)
             before, start = before + count, start + count * size
 
     def one(self, number: tirx.Expr, body: Callable[[tirx.Expr, int], None]) -> None:
         """``body(start, size)`` of tile ``number``."""
-        (count, size), *rest = self._sizes
+        (count, size), *rest = self.sizes
         if not rest:
             return body(number * size, size)
         with T.If(number < count):

@@ -1,123 +1,269 @@
-"""Matrix product of many rows with a packed weight.
+"""Matrix product with a packed weight, and convolution as one.
 
-A tile of rows x vectors is accumulated in registers over the whole reduction; rows and vectors are cut into tiles of at
-most two sizes, so that no tile is mostly empty and none needs a predicate. The panel of weights of a column of tiles
-stays in the caches while the rows pass by it.
+A tile of pixels x vectors of output channels is accumulated in registers over the whole reduction (kernel rows, columns,
+input channels). The weights of a column of tiles are a panel: pixels pass by it while it lies in a near cache, and the next
+panel is fetched meanwhile, for in a network weights come from far. Pixels and vectors are cut into tiles of at most two
+sizes each, so that no tile is mostly empty and none needs a predicate.
+
+A convolution without border reads its input where it lies. Otherwise the input is copied first, with its border.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.kernels.compute import chain
-from hwprune.kernels.loops import Runs, function, scratch
+from hwprune.cost.analytic import VECTOR_OPS
+from hwprune.kernels.common.conv_direct import Geometry
+from hwprune.kernels.compute import ELEMENTWISE, expression
+from hwprune.kernels.loops import (
+    FLOAT, Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
+)  # fmt: skip
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 name = "gemm"
 
-#: Arguments of LLVM's prefetch: a read, into the second level, of data.
-_TO_READ_SOON = (0, 2, 1)
+#: An epilogue of more instructions a vector runs in a loop of its own: unrolled with the tile it would not fit the code cache.
+_LIGHT = 8
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if anchor is None or anchor.op != "dense" or workload.output.shape[0] < 2:
+    if anchor is None or anchor.op not in ("dense", "conv2d"):
         return None
-    rows, (blocks, reduction, lanes) = workload.output.shape[0], workload.inputs[anchor.args[1]].shape
-    if lanes != profile.lanes:
+    if anchor.op == "dense" and workload.output.shape[0] < 2:
         return None
-    ranked = []
-    for mt, nv in _tiles(rows, blocks, profile):
-        for split in ("columns", "rows"):
-            cost = _cost(rows, blocks, reduction, mt, nv, split, profile)
-            ranked.append((cost, Config.make(name, mt=mt, nv=nv, split=split)))
+    if anchor.op == "conv2d" and (profile.core.lane_broadcast or anchor["groups"] != 1 or anchor.get("layout", "nhwc") != "nhwc"):
+        return None  # by lane, convolutions have a rule of their own
+    g = _Pixels(workload)
+    if g.lanes != profile.lanes:
+        return None
+    ranked = [
+        (_cost(g, profile, ht, wt, nv, split), Config.make(name, ht=ht, wt=wt, nv=nv, split=split))
+        for (ht, wt, nv), split in product(_tiles(g, profile), ("columns", "rows"))
+    ]
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
 
 
-def _tiles(rows: int, blocks: int, profile: TargetProfile) -> list[tuple[int, int]]:
-    """Register tiles: accumulators, one weight vector for each column and a few broadcast rows fit the registers."""
+class _Pixels(Geometry):
+    """Geometry of a product: pixels as (n, oh, ow), all of them in one row where nothing keeps rows apart."""
+
+    def __init__(self, workload: Workload):
+        super().__init__(workload)
+        anchor = workload.anchor
+        self.workload = workload
+        self.dilation = anchor["dilation"][0] if anchor.op == "conv2d" else 1
+        self.is_conv = anchor.op == "conv2d"
+        self.pixels = self.n * self.oh * self.ow
+        self.flat = (self.kh, self.kw, self.stride, self.border) == (1, 1, 1, False) and self._flattens(workload)
+        if self.flat:
+            self.n, self.oh, self.ow = 1, 1, self.pixels
+
+    @staticmethod
+    def _flattens(workload: Workload) -> bool:
+        """Whether all operators see pixels one by one, and all pixels alike."""
+        if any(c.op not in ELEMENTWISE for c in workload.ops if c is not workload.anchor):
+            return False
+        whole = tuple(workload.output.shape)
+        others = [t.shape for i, t in enumerate(workload.inputs) if i not in workload.anchor.args]
+        return all(tuple(s) == whole or all(d == 1 for d in s[:-1]) for s in others)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns that the pixels read."""
+        return (
+            (self.oh - 1) * self.stride + (self.kh - 1) * self.dilation + 1,
+            (self.ow - 1) * self.stride + (self.kw - 1) * self.dilation + 1,
+        )
+
+
+def _tiles(g: _Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
+    """Register tiles (rows, columns, vectors): accumulators, a vector of weights for each column and a broadcast pixel fit."""
     spare = profile.core.vector_registers - (4 if profile.core.in_order else 1)
-    found = {(min(mt, rows), min(nv, blocks)) for nv in range(1, 7) for mt in range(1, 15) if mt * nv + nv <= spare}
-    return sorted(t for t in found if (t[0] + 1, t[1]) not in found or t[0] == rows)
+    found = set()
+    for nv in range(1, min(g.blocks, 6) + 1):
+        most = min((spare - nv) // nv, 28 if nv == 1 else 14)
+        for wt in range(1, min(most, g.ow) + 1):
+            wt = Runs(g.ow, wt).largest
+            ht = min(most // wt, g.oh)
+            found |= {(Runs(g.oh, h).largest, wt, Runs(g.blocks, nv).largest) for h in range(max(1, ht - 1), ht + 1)}
+    return sorted(found)
 
 
-def _cost(rows, blocks, reduction, mt, nv, split, profile) -> float:
-    """Relative time: the register tile, what is left of it after cutting, threads in step, where operands stream from."""
-    core, memory, threads = profile.core, profile.memory, profile.threads
-    tiles, panels = -(-rows // mt), -(-blocks // nv)
-    mt, nv = rows / tiles, blocks / panels
-    fmas = mt * nv
-    step = max(fmas / core.fma_per_cycle, core.fma_latency_cycles, (mt + nv) / 2)
-    # weights from where a panel lies: once for each tile of rows
-    traffic = nv * (0.2 if 4 * reduction * nv * profile.lanes <= memory.l1d_bytes // 2 else 0.5)
-    step = max(step, traffic) + 0.1 * traffic
-    units = panels if split == "columns" else tiles
-    share = -(-units // threads) * threads / units
-    return tiles * panels * (step * reduction + 4 * fmas) * share
+def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, nv: int, split: str) -> float:
+    """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border."""
+    memory, threads = profile.memory, profile.threads
+    panel = 4 * g.reduction * nv * g.lanes
+    fetch = 0.1 if panel <= memory.l1d_bytes // 2 else 0.25
+    cycles = 0.0
+    for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, nv).sizes):
+        step = _step(h * w, v, profile) + fetch * v
+        cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
+    units = Runs(g.blocks, nv).count if split == "columns" else _units(g, ht, wt)
+    share = -(-units // threads) / units
+    if split == "rows":  # all threads fetch all weights
+        share += 0.03
+    cycles *= share
+    if g.border:
+        height, width = g.padded
+        cycles += g.n * height * width * g.ci / g.lanes * 1.5 / threads + profile.overhead.kernel_us * profile.core.frequency_mhz
+    return cycles
+
+
+def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
+    core = profile.core
+    return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / 2)
+
+
+def _units(g: _Pixels, ht: int, wt: int) -> int:
+    """Tiles, or rows of them, that the threads share."""
+    if g.flat or (g.n == 1 and g.oh == 1):
+        return Runs(g.ow, wt).count
+    return g.n if g.n > 1 else Runs(g.oh, ht).count
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    anchor = workload.anchor
-    rows, (blocks, reduction, v) = workload.output.shape[0], workload.inputs[anchor.args[1]].shape
-    tiles, panels = Runs(rows, int(config["mt"])), Runs(blocks, int(config["nv"]))
-    split = panels if config["split"] == "columns" else tiles
-
-    def statements(inputs, y):
-        x, w = inputs[anchor.args[0]], inputs[anchor.args[1]]
-        with T.parallel(profile.threads) as thread:
-            part = (thread, profile.threads)
-
-            def column(block, nv):
-                def tile(row, mt):
-                    passes = profile.threads if split is tiles else 1
-                    _prefetch(w, block + nv, nv * reduction, (row, mt), rows, passes)
-                    _tile(workload, inputs, x, w, y, row, mt, block, nv, reduction, v)
-
-                tiles.each(tile, part if split is tiles else None)
-
-            panels.each(column, part if split is panels else None)
-
-    return function(workload, statements)
+    return function(workload, _Builder(workload, profile, config).statements)
 
 
-def _prefetch(w, block, lines: int, tile: tuple[tirx.Expr, int], rows: int, passes: int) -> None:
-    """Fetch the weights of the panel from ``block`` on, as much of them as ``tile`` (row, rows) is of this panel's work.
+@dataclass(frozen=True)
+class _Place:
+    """Where a tile is. ``number`` counts the tiles of a panel that a thread has."""
 
-    In a network the weights come from far: whoever waited for them at each panel's first tile would lose a fifth of the
-    time. ``passes`` : threads that share the rows, each of which needs all of the weights.
-    """
-    row, size = tile
-    last, reduction = int(w.shape[0]) - 1, int(w.shape[1])
-    with T.serial(0, -(-size * passes * lines // rows)) as line:
-        at = tirx.floormod(tirx.floordiv(row * (passes * lines), rows) + line, lines)
-        panel = tirx.min(block + tirx.floordiv(at, reduction), last)
-        address = T.address_of(w[panel, tirx.floormod(at, reduction), 0])
-        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *(tirx.const(n, "int32") for n in _TO_READ_SOON)))
+    batch: tirx.Expr | int
+    row: tirx.Expr | int
+    column: tirx.Expr | int
+    ht: int
+    wt: int
+    number: tirx.Expr | int
+
+    @cached_property
+    def pixels(self) -> list[tuple[int, int]]:
+        return [(i, j) for i in range(self.ht) for j in range(self.wt)]
 
 
-def _tile(workload, inputs, x, w, y, row, mt: int, block, nv: int, reduction: int, v: int) -> None:
-    acc = scratch((mt * nv * v,))
-    cells = [(i, j, (i * nv + j) * v) for i in range(mt) for j in range(nv)]
-    for _, _, at in cells:
-        with T.vectorized(v) as lane:
-            T.buffer_store(acc, tirx.const(0.0, "float32"), [at + lane])
-    with T.serial(0, reduction) as k:
-        for i, j, at in cells:
-            with T.vectorized(v) as lane:
-                T.buffer_store(acc, acc[at + lane] + x[row + i, k] * w[block + j, k, lane], [at + lane])
-    result = scratch((mt * nv * v,))
-    for _, _, at in cells:
-        with T.vectorized(v) as lane:
-            T.buffer_store(result, acc[at + lane], [at + lane])
-    # the element-wise operators run in a loop of their own: unrolled with the tile they would not fit the code cache
-    with T.serial(0, mt) as i:
-        with T.serial(0, nv) as j:
-            with T.vectorized(v) as lane:
-                value = chain(workload, inputs, lambda r, c: result[(i * nv + j) * v + lane])
-                T.buffer_store(y, value(row + i, (block + j) * v + lane), [row + i, (block + j) * v + lane])
+class _Builder:
+    def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
+        self.workload, self.profile, self.g = workload, profile, _Pixels(workload)
+        self.split = config["split"]
+        self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
+        self.panels = Runs(self.g.blocks, int(config["nv"]))
+        anchor = workload.anchor
+        light = sum(VECTOR_OPS.get(c.op, _LIGHT) for c in workload.ops if c is not anchor) <= _LIGHT
+        self.largest = int(config["ht"]) * int(config["wt"]) * int(config["nv"]) * self.g.lanes
+        self.light, self.level = light, fetch_level(4 * self.g.reduction * int(config["nv"]) * self.g.lanes, profile)
+
+    def statements(self, inputs, y) -> None:
+        g, anchor, threads = self.g, self.workload.anchor, self.profile.threads
+        self.y, self.weight = y, inputs[anchor.args[1]]
+        self.cell = None
+        self.value = expression(self.workload, inputs, self._anchor)
+        if g.border:
+            self._copy()
+        with T.parallel(threads) as thread:
+            self.result = None if self.light else scratch((self.largest,))
+            part = (thread, threads)
+
+            def panel(block, nv):
+                self._tiles(lambda place: self._tile(place, block, nv), part if self.split == "rows" else None)
+
+            if self.split == "rows":
+                self.panels.each(panel)
+            else:
+                self.panels.turns(panel, part)
+
+    def _anchor(self, call, values):
+        self.source, self.extent = values[call.args[0]]
+        return (lambda *index: self.cell), tuple(self.workload.output.shape)
+
+    def _copy(self) -> None:
+        """The input with its border into memory of its own."""
+        g = self.g
+        top, left, _, _ = self.workload.anchor["padding"]
+        _, h, w, c = self.extent
+        height, width = g.padded
+        copied = T.alloc_buffer((g.n, height, width, c), FLOAT)
+        source = self.source
+        with T.parallel(0, g.n * height) as line:
+            batch, row = line // height, line % height - top
+            with T.serial(0, width) as x, T.serial(0, c // g.lanes) as block:
+                inside = tirx.all(row >= 0, row < h, x >= left, x < w + left)
+
+                def pixel(lane):
+                    value = source(batch, row, x - left, block * g.lanes + lane)
+                    return tirx.if_then_else(inside, value, constant(0.0))
+
+                vector(copied, (batch, line % height, x, block * g.lanes), pixel, g.lanes)
+        self.source = lambda *index: copied[index]
+
+    def _tiles(self, body, part) -> None:
+        """``body`` of every tile, or of those of one thread."""
+        g = self.g
+        by_batch = part is not None and g.n > 1 and not g.flat
+        low, high = (0, g.n) if not by_batch else (tirx.floordiv((part[0] + k) * g.n, part[1]) for k in (0, 1))
+        part = None if by_batch else part
+        in_row = part if g.oh == 1 else None
+        with T.serial(low, high) as batch:
+
+            def line(row, ht, above):
+                def tile(column, wt, before):
+                    number = ((batch - low) * self.rows.count + above) * self.columns.count + before
+                    body(_Place(batch, row, column, ht, wt, number))
+
+                self.columns.numbered(tile, in_row)
+
+            self.rows.numbered(line, part if in_row is None else None)
+
+    def _tile(self, place: _Place, block, nv: int) -> None:
+        g, weight, pixels = self.g, self.weight, place.pixels
+        acc = registers(len(pixels), nv, g.lanes)
+        by_rows = self.split == "rows"
+        tiles = max(1, g.n * self.rows.count * self.columns.count // (self.profile.threads if by_rows else 1))
+        ahead = Ahead(weight, nv * g.lanes, g.reduction, tiles)
+        following = (block + nv * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
+        lanes = tirx.Ramp(0, 1, g.lanes)
+        with T.serial(0, g.kh) as dy, T.serial(0, g.kw) as dx, T.serial(0, g.ci) as k:
+            ahead.fetch(following, place.number, (dy * g.kw + dx) * g.ci + k, self.level)
+            read = [weight[self._tap(block + j, dy, dx, k, lanes)] for j in range(nv)]
+            accumulate(acc, [self._pixel(place, i, j, dy, dx, k) for i, j in pixels], read, g.lanes)
+        self._write(place, block, nv, acc)
+
+    def _tap(self, block, dy, dx, k, lanes):
+        return (block, dy, dx, k, lanes) if self.g.is_conv else (block, k, lanes)
+
+    def _pixel(self, place: _Place, i: int, j: int, dy, dx, k):
+        g = self.g
+        row, column = (place.row + i) * g.stride + dy * g.dilation, (place.column + j) * g.stride + dx * g.dilation
+        if not g.is_conv:
+            return self.source(column, k)
+        return self.source(place.batch, row, column, k)
+
+    def _write(self, place: _Place, block, nv: int, acc) -> None:
+        g, pixels, lanes = self.g, place.pixels, tirx.Ramp(0, 1, self.g.lanes)
+        if self.light:
+            for (n, b), register in acc.items():
+                self._store(place, *pixels[n], (block + b) * g.lanes, lambda lane, register=register: register[lane])
+            return
+        for (n, b), register in acc.items():
+            T.buffer_store(self.result, register[lanes], [tirx.Ramp((n * nv + b) * g.lanes, 1, g.lanes)])
+        with T.serial(0, len(pixels)) as n, T.serial(0, nv) as b:
+            i, j = (0, n) if place.ht == 1 else (n // place.wt, n % place.wt)
+            self._store(place, i, j, (block + b) * g.lanes, lambda lane: self.result[(n * nv + b) * g.lanes + lane])
+
+    def _store(self, place: _Place, i, j, first, cell) -> None:
+        """A vector of channels from ``first`` on of a pixel of the tile; ``cell(lane)`` is what the product gave."""
+        pixel = (place.batch, place.row + i, place.column + j) if self.g.is_conv else (place.column + j,)
+
+        def value(lane):
+            self.cell = cell(lane)
+            return self.value(*pixel, first + lane)
+
+        vector(self.y, (*pixel, first), value, self.g.lanes)

@@ -17,6 +17,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import ContextManager, Sequence
 
 import numpy as np
@@ -25,7 +26,9 @@ from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
 from hwprune.kernels.compute import Value, expression
-from hwprune.kernels.loops import FLOAT, constant, function, scratch, vector
+from hwprune.kernels.loops import (
+    FLOAT, Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
+)  # fmt: skip
 from hwprune.kernels.schedule import Config, Repack, as_read, divisors
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -145,9 +148,10 @@ def _partitions(g: _Geometry, profile: TargetProfile):
 def _register_tiles(g: _Geometry, tiles: int, profile: TargetProfile) -> list[tuple[int, int]]:
     """(tiles, vectors of output channels) of a product's accumulators, the cheapest first."""
     registers = profile.core.vector_registers - 2
-    sizes = [(wt, cov) for wt in range(1, min(tiles, 16) + 1) for cov in range(1, min(g.blocks, 6) + 1)
-             if wt * cov + cov <= registers]
-    return sorted(sizes, key=lambda size: (_product_cost(g, tiles, size, profile), -size[0]))
+    sizes = {(wt, cov) for wt in range(1, min(tiles, 16) + 1) for cov in range(1, min(g.blocks, 6) + 1)
+             if wt * cov + cov <= registers}
+    even = {(Runs(tiles, wt).largest, Runs(g.blocks, cov).largest) for wt, cov in sizes}
+    return sorted(even, key=lambda size: (_product_cost(g, tiles, size, profile), -size[0]))
 
 
 def _product_cost(g: _Geometry, tiles: int, size: tuple[int, int], profile: TargetProfile) -> float:
@@ -159,35 +163,44 @@ def _product_cost(g: _Geometry, tiles: int, size: tuple[int, int], profile: Targ
         return max(wt * cov / core.fma_per_cycle, core.fma_latency_cycles, loads / 2)
 
     wt, cov = size
-    rows, columns = [(wt, tiles // wt)], [(cov, g.blocks // cov)]
-    rows += [(tiles % wt, 1)] if tiles % wt else []
-    columns += [(g.blocks % cov, 1)] if g.blocks % cov else []
-    return sum(step(r, c) * n * k for r, n in rows for c, k in columns)
+    return sum(step(r, c) * n * k for (n, r), (k, c) in product(Runs(tiles, wt).sizes, Runs(g.blocks, cov).sizes))
 
 
 def _cost(g: _Geometry, profile: TargetProfile, split: str, rows: int, wt: int, cov: int) -> float:
-    """Cycles of a configuration: products, transforms, and weights that do not stay in a core's cache."""
-    tiles = g.tiles if split == "phases" else rows * g.tw
-    tasks = 1 if split == "phases" else g.out[0] * g.th // rows
-    share = 1 / profile.threads if split == "phases" else math.ceil(tasks / profile.threads)
-    products = g.alpha**2 * g.ci * _product_cost(g, tiles, (wt, cov), profile) * share
-    transforms = tiles * (g.ci_vectors + g.blocks) * g.alpha**2 * 4 * share
+    """Cycles of a configuration: products while weights stream in, transforms, starts of tiles and of threads."""
+    core, memory, threads = profile.core, profile.memory, profile.threads
+    phases = split == "phases"
+    tiles = g.tiles if phases else rows * g.tw
+    share = 1 / threads if phases else math.ceil(g.out[0] * g.th // rows / threads)
+    starts = g.alpha**2 * Runs(tiles, wt).count * Runs(g.blocks, cov).count
+    products = (g.alpha**2 * g.ci * _product_cost(g, tiles, (wt, cov), profile) + 20 * starts) * share
+    transforms = 3 * tiles * (g.ci_vectors + g.blocks) * g.alpha**2 * share
+    between = 4 * g.alpha**2 * tiles * g.lanes * (g.ci_vectors + g.blocks)
+    if between > memory.l2_bytes / 2:
+        transforms += between * share / 8
     weights = 4 * g.alpha**2 * g.ci * g.blocks * g.lanes
-    streamed = weights * share if split == "phases" else weights * (share if weights > profile.memory.l2_bytes / 2 else 0.25)
-    return products + transforms + streamed / 16
+    dram = 1e3 * memory.dram_gb_per_s / core.frequency_mhz  # bytes a cycle, of all threads
+    l2 = 1e3 * memory.l2_gb_per_s / core.frequency_mhz
+    streamed = 0.0
+    if weights > threads * memory.l2_bytes / 2:
+        # what every task reads anew comes from the cache between: a profile gives no bandwidth of it
+        streamed = max(weights / dram, 0 if phases else weights * share / math.sqrt(l2 * dram / threads))
+    launches = (3 if phases else 1) * profile.overhead.kernel_us * core.frequency_mhz
+    return max(products, streamed) + 0.1 * min(products, streamed) + transforms + launches
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return _Builder(workload, config).function()
+    return _Builder(workload, config, profile).function()
 
 
 class _Builder:
     """Writes the kernel. V and M are the transformed inputs and the products: [matrix][tile][channel]."""
 
-    def __init__(self, workload: Workload, config: Config):
+    def __init__(self, workload: Workload, config: Config, profile: TargetProfile):
         self.g = g = _Geometry(workload, int(config["m"]))
         self.workload, self.config = workload, config
         self.wt, self.cov, self.rows = int(config["wt"]), int(config["cov"]), int(config["rows"])
+        self.level = fetch_level(4 * g.ci * self.cov * g.lanes, profile)
         self.ci_lanes, self.co_lanes = g.ci_vectors * g.lanes, g.blocks * g.lanes
         if g.th % self.rows:
             raise Infeasible(f"{config.to_text()}: {g.th} rows of tiles do not divide by {self.rows}")
@@ -303,35 +316,28 @@ class _Builder:
         vector(self.result, (batch, y, x, channel), value, self.g.lanes)
 
     def _product(self, xi, tiles: int, v, products) -> None:
-        g, wt, cov = self.g, self.wt, self.cov
+        rows, columns = Runs(tiles, self.wt), Runs(self.g.blocks, self.cov)
 
-        def columns(first, cov: int) -> None:
-            with T.serial(0, tiles // wt) as t:
-                self._micro(xi, t * wt, first, wt, cov, v, products)
-            if tiles % wt:
-                self._micro(xi, tiles // wt * wt, first, tiles % wt, cov, v, products)
+        def panel(block, cov: int) -> None:
+            ahead = Ahead(self.weight, cov * self.g.lanes, self.g.ci, rows.count)
+            rows.numbered(lambda tile, wt, number: self._micro(xi, tile, number, block, wt, cov, v, products, ahead))
 
-        with T.serial(0, g.blocks // cov) as o:
-            columns(o * cov, cov)
-        if g.blocks % cov:
-            columns(g.blocks // cov * cov, g.blocks % cov)
+        columns.each(panel)
 
-    def _micro(self, xi, tile, block, wt: int, cov: int, v, products) -> None:
-        """A register tile of a product: ``wt`` tiles by ``cov`` vectors."""
+    def _micro(self, xi, tile, number, block, wt: int, cov: int, v, products, ahead: Ahead) -> None:
+        """A register tile of a product: ``wt`` tiles by ``cov`` vectors, the ``number``-th of its column. Meanwhile the
+        weights of the column after it are fetched, each tile of this one its part."""
         g, (source, v_stride), (result, m_stride) = self.g, v, products
-        acc = scratch((wt * cov * g.lanes,))
-        slots = {(i, j): tirx.Ramp((i * cov + j) * g.lanes, 1, g.lanes) for i in range(wt) for j in range(cov)}
-        for slot in slots.values():
-            T.buffer_store(acc, tirx.Broadcast(constant(0.0), g.lanes), [slot])
+        acc = registers(wt, cov, g.lanes)
+        following = (xi * g.blocks + block + cov) * g.ci * g.lanes
         with T.serial(0, g.ci) as k:
-            u = [T.Bind(self.weight[xi, block + j, k, tirx.Ramp(0, 1, g.lanes)]) for j in range(cov)]
-            for i in range(wt):
-                x = T.Bind(tirx.Broadcast(source[xi * v_stride + (tile + i) * self.ci_lanes + k], g.lanes))
-                for j in range(cov):
-                    T.buffer_store(acc, acc[slots[i, j]] + x * u[j], [slots[i, j]])
-        for (i, j), slot in slots.items():
+            ahead.fetch(following, number, k, self.level)
+            left = [source[xi * v_stride + (tile + i) * self.ci_lanes + k] for i in range(wt)]
+            right = [self.weight[xi, block + j, k, tirx.Ramp(0, 1, g.lanes)] for j in range(cov)]
+            accumulate(acc, left, right, g.lanes)
+        for (i, j), register in acc.items():
             where = xi * m_stride + (tile + i) * self.co_lanes + (block + j) * g.lanes
-            T.buffer_store(result, acc[slot], [tirx.Ramp(where, 1, g.lanes)])
+            T.buffer_store(result, register[tirx.Ramp(0, 1, g.lanes)], [tirx.Ramp(where, 1, g.lanes)])
 
 
 def _within(at: tirx.Expr, extent: int, part: int, parts: int) -> ContextManager:
