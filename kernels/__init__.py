@@ -14,7 +14,7 @@ from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
-from hwprune.kernels.common import attention, conv_direct, elementwise, gemm, normalize, winograd
+from hwprune.kernels.common import attention, conv_direct, depthwise, elementwise, gemm, normalize, winograd
 from hwprune.kernels.cuda import RULES as CUDA_RULES
 from hwprune.kernels.schedule import Config, Repack, Rule, as_read
 from hwprune.target import TargetProfile
@@ -24,7 +24,7 @@ from hwprune.workload import TensorSpec, Workload
 KERNELS_VERSION = 7
 
 #: The first rule that offers candidates has the workload.
-CPU_RULES: tuple[Rule, ...] = (gemm, conv_lane, normalize, attention, conv_direct, elementwise)
+CPU_RULES: tuple[Rule, ...] = (gemm, conv_lane, normalize, attention, conv_direct, depthwise, elementwise)
 
 #: Name of the rule that has a workload -> rules that offer other ways to compute it, beside that one.
 ALTERNATIVES: Mapping[str, tuple[Rule, ...]] = {

@@ -70,6 +70,8 @@ def grouped(c: int) -> dict[str, nn.Module]:
     return {
         "depthwise": conv(c, c, 3, padding=1, groups=c),
         "depthwise_stride_2": conv(c, c, 3, 2, 1, groups=c, bias=False),
+        "depthwise_5x5_stride_2": conv(c, c, 5, 2, 2, groups=c),
+        "depthwise_7x7": conv(c, c, 7, padding=3, groups=c),
         "depthwise_5x5_dilated": conv(c, c, (5, 3), padding=2, dilation=(1, 2), groups=c),
         "depthwise_multiplier_2": conv(c, 2 * c, 3, padding=1, groups=c),
         "depthwise_multiplier_3": conv(c, 3 * c, 3, groups=c),

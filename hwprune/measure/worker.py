@@ -32,8 +32,9 @@ Timer = Callable[[int], float]
 BURST_S = 0.0015
 #: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
 ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
-#: The reference kernel: a convolution that neither misses caches nor is too short to time.
-REFERENCE = dict(height=16, width=16, channels=32)
+#: The reference kernel, a product of 256 pixels by so many channels: it misses no cache, is long enough to time, and its
+#: threads meet once.
+REFERENCE = dict(height=16, width=16, channels=128)
 
 _NOISE = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
 
@@ -126,9 +127,9 @@ def _noise(size: int) -> np.ndarray:
 def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
     v = profile.lanes
     h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
-    conv = OpCall.make("conv2d", 0, 1, padding=(1, 1, 1, 1), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
+    conv = OpCall.make("conv2d", 0, 1, padding=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
                        layout="nhwc", out=(1, h, w))
-    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 3, 3, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
+    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 1, 1, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
     return workload, candidates(workload, profile)[0]
 
 

@@ -46,8 +46,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     if g.lanes != profile.lanes:
         return None
     ranked = [
-        (_cost(g, profile, ht, wt, nv, split), Config.make(name, ht=ht, wt=wt, nv=nv, split=split))
-        for (ht, wt, nv), split in product(_tiles(g, profile), ("columns", "rows"))
+        (_cost(g, profile, ht, wt, cov, split), Config.make(name, ht=ht, wt=wt, cov=cov, split=split))
+        for (ht, wt, cov), split in product(_tiles(g, profile), ("columns", "rows"))
     ]
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
@@ -60,10 +60,11 @@ class _Pixels(Geometry):
         super().__init__(workload)
         anchor = workload.anchor
         self.workload = workload
-        self.dilation = anchor["dilation"][0] if anchor.op == "conv2d" else 1
+        self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
+        self.dilations = anchor["dilation"] if anchor.op == "conv2d" else (1, 1)
         self.is_conv = anchor.op == "conv2d"
         self.pixels = self.n * self.oh * self.ow
-        self.flat = (self.kh, self.kw, self.stride, self.border) == (1, 1, 1, False) and self._flattens(workload)
+        self.flat = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False) and self._flattens(workload)
         if self.flat:
             self.n, self.oh, self.ow = 1, 1, self.pixels
 
@@ -79,35 +80,33 @@ class _Pixels(Geometry):
     @property
     def padded(self) -> tuple[int, int]:
         """Rows and columns that the pixels read."""
-        return (
-            (self.oh - 1) * self.stride + (self.kh - 1) * self.dilation + 1,
-            (self.ow - 1) * self.stride + (self.kw - 1) * self.dilation + 1,
-        )
+        extents = zip((self.oh, self.ow), (self.kh, self.kw), self.strides, self.dilations)
+        return tuple((out - 1) * stride + (kernel - 1) * dilation + 1 for out, kernel, stride, dilation in extents)
 
 
 def _tiles(g: _Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors): accumulators, a vector of weights for each column and a broadcast pixel fit."""
     spare = profile.core.vector_registers - (4 if profile.core.in_order else 1)
     found = set()
-    for nv in range(1, min(g.blocks, 6) + 1):
-        most = min((spare - nv) // nv, 28 if nv == 1 else 14)
+    for cov in range(1, min(g.blocks, 6) + 1):
+        most = min((spare - cov) // cov, 28 if cov == 1 else 14)
         for wt in range(1, min(most, g.ow) + 1):
             wt = Runs(g.ow, wt).largest
             ht = min(most // wt, g.oh)
-            found |= {(Runs(g.oh, h).largest, wt, Runs(g.blocks, nv).largest) for h in range(max(1, ht - 1), ht + 1)}
+            found |= {(Runs(g.oh, h).largest, wt, Runs(g.blocks, cov).largest) for h in range(max(1, ht - 1), ht + 1)}
     return sorted(found)
 
 
-def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, nv: int, split: str) -> float:
+def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border."""
     memory, threads = profile.memory, profile.threads
-    panel = 4 * g.reduction * nv * g.lanes
+    panel = 4 * g.reduction * cov * g.lanes
     fetch = 0.1 if panel <= memory.l1d_bytes // 2 else 0.25
     cycles = 0.0
-    for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, nv).sizes):
+    for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
         cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
-    units = Runs(g.blocks, nv).count if split == "columns" else _units(g, ht, wt)
+    units = Runs(g.blocks, cov).count if split == "columns" else _units(g, ht, wt)
     share = -(-units // threads) / units
     if split == "rows":  # all threads fetch all weights
         share += 0.03
@@ -155,11 +154,11 @@ class _Builder:
         self.workload, self.profile, self.g = workload, profile, _Pixels(workload)
         self.split = config["split"]
         self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
-        self.panels = Runs(self.g.blocks, int(config["nv"]))
+        self.panels = Runs(self.g.blocks, int(config["cov"]))
         anchor = workload.anchor
         light = sum(VECTOR_OPS.get(c.op, _LIGHT) for c in workload.ops if c is not anchor) <= _LIGHT
-        self.largest = int(config["ht"]) * int(config["wt"]) * int(config["nv"]) * self.g.lanes
-        self.light, self.level = light, fetch_level(4 * self.g.reduction * int(config["nv"]) * self.g.lanes, profile)
+        self.largest = int(config["ht"]) * int(config["wt"]) * int(config["cov"]) * self.g.lanes
+        self.light, self.level = light, fetch_level(4 * self.g.reduction * int(config["cov"]) * self.g.lanes, profile)
 
     def statements(self, inputs, y) -> None:
         g, anchor, threads = self.g, self.workload.anchor, self.profile.threads
@@ -172,8 +171,8 @@ class _Builder:
             self.result = None if self.light else scratch((self.largest,))
             part = (thread, threads)
 
-            def panel(block, nv):
-                self._tiles(lambda place: self._tile(place, block, nv), part if self.split == "rows" else None)
+            def panel(block, cov):
+                self._tiles(lambda place: self._tile(place, block, cov), part if self.split == "rows" else None)
 
             if self.split == "rows":
                 self.panels.each(panel)
@@ -222,41 +221,42 @@ class _Builder:
 
             self.rows.numbered(line, part if in_row is None else None)
 
-    def _tile(self, place: _Place, block, nv: int) -> None:
+    def _tile(self, place: _Place, block, cov: int) -> None:
         g, weight, pixels = self.g, self.weight, place.pixels
-        acc = registers(len(pixels), nv, g.lanes)
+        acc = registers(len(pixels), cov, g.lanes)
         by_rows = self.split == "rows"
         tiles = max(1, g.n * self.rows.count * self.columns.count // (self.profile.threads if by_rows else 1))
-        ahead = Ahead(weight, nv * g.lanes, g.reduction, tiles)
-        following = (block + nv * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
+        ahead = Ahead(weight, cov * g.lanes, g.reduction, tiles)
+        following = (block + cov * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
         lanes = tirx.Ramp(0, 1, g.lanes)
         with T.serial(0, g.kh) as dy, T.serial(0, g.kw) as dx, T.serial(0, g.ci) as k:
             ahead.fetch(following, place.number, (dy * g.kw + dx) * g.ci + k, self.level)
-            read = [weight[self._tap(block + j, dy, dx, k, lanes)] for j in range(nv)]
+            read = [weight[self._tap(block + j, dy, dx, k, lanes)] for j in range(cov)]
             accumulate(acc, [self._pixel(place, i, j, dy, dx, k) for i, j in pixels], read, g.lanes)
-        self._write(place, block, nv, acc)
+        self._write(place, block, cov, acc)
 
     def _tap(self, block, dy, dx, k, lanes):
         return (block, dy, dx, k, lanes) if self.g.is_conv else (block, k, lanes)
 
     def _pixel(self, place: _Place, i: int, j: int, dy, dx, k):
         g = self.g
-        row, column = (place.row + i) * g.stride + dy * g.dilation, (place.column + j) * g.stride + dx * g.dilation
+        row = (place.row + i) * g.strides[0] + dy * g.dilations[0]
+        column = (place.column + j) * g.strides[1] + dx * g.dilations[1]
         if not g.is_conv:
             return self.source(column, k)
         return self.source(place.batch, row, column, k)
 
-    def _write(self, place: _Place, block, nv: int, acc) -> None:
+    def _write(self, place: _Place, block, cov: int, acc) -> None:
         g, pixels, lanes = self.g, place.pixels, tirx.Ramp(0, 1, self.g.lanes)
         if self.light:
             for (n, b), register in acc.items():
                 self._store(place, *pixels[n], (block + b) * g.lanes, lambda lane, register=register: register[lane])
             return
         for (n, b), register in acc.items():
-            T.buffer_store(self.result, register[lanes], [tirx.Ramp((n * nv + b) * g.lanes, 1, g.lanes)])
-        with T.serial(0, len(pixels)) as n, T.serial(0, nv) as b:
+            T.buffer_store(self.result, register[lanes], [tirx.Ramp((n * cov + b) * g.lanes, 1, g.lanes)])
+        with T.serial(0, len(pixels)) as n, T.serial(0, cov) as b:
             i, j = (0, n) if place.ht == 1 else (n // place.wt, n % place.wt)
-            self._store(place, i, j, (block + b) * g.lanes, lambda lane: self.result[(n * nv + b) * g.lanes + lane])
+            self._store(place, i, j, (block + b) * g.lanes, lambda lane: self.result[(n * cov + b) * g.lanes + lane])
 
     def _store(self, place: _Place, i, j, first, cell) -> None:
         """A vector of channels from ``first`` on of a pixel of the tile; ``cell(lane)`` is what the product gave."""
