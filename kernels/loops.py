@@ -136,7 +136,8 @@ class Runs:
         first = 0 if part is None else tirx.floordiv(part[0] * self.count, part[1])
         for count, size in self.sizes:
             low, high = (0, count) if part is None else self._clipped(part, before, count)
-            with T.serial(low, high) as tile:
+            with T.serial(0, high - low) as turn:  # from zero: TVM 0.27 miscounts a loop from elsewhere within another one
+                tile = low + turn
                 body(start + tile * size, size, tile + before - first)
             before, start = before + count, start + count * size
 

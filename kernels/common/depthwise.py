@@ -64,7 +64,7 @@ def _cost(workload: Workload, profile: TargetProfile, wt: int, cov: int, split: 
     loads = ((wt - 1) * stride + (kw - 1) * dilation + 1 + kw) * cov
     row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / 2) + 2
     cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
-    units = n * oh if split == "rows" else vectors
+    units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units
     image = 4 * oh * ow * stride**2 * profile.lanes * cov
     if order == "cy" and image * vectors > memory.l2_bytes / 2:
@@ -98,19 +98,17 @@ class _Builder:
         with T.parallel(self.threads) as thread:
             part = (thread, self.threads)
 
-            def line(row, channel):
-                self._row(row // self.oh, row % self.oh, channel)
-
             def rows(body):
-                Runs(self.n * self.oh, 1).each(lambda row, _: body(row), part if by_rows else None)
+                Runs(self.oh, 1).each(lambda row, _: body(row), part if by_rows else None)
 
             def channels(body):
                 Runs(self.blocks, 1).each(lambda block, _: body(block * (self.cov * self.lanes)), None if by_rows else part)
 
-            if self.config["order"] == "cy":
-                channels(lambda channel: rows(lambda row: line(row, channel)))
-            else:
-                rows(lambda row: channels(lambda channel: line(row, channel)))
+            with T.serial(0, self.n) as batch:
+                if self.config["order"] == "cy":
+                    channels(lambda channel: rows(lambda row: self._row(batch, row, channel)))
+                else:
+                    rows(lambda row: channels(lambda channel: self._row(batch, row, channel)))
 
     def _row(self, batch, row, channel) -> None:
         first, last = self._inner_columns()
@@ -143,9 +141,10 @@ class _Builder:
         lanes = tirx.Ramp(0, 1, self.lanes)
         (sy, sx), (ey, _) = self.stride, self.dilation
         start = row * sy - self.top
-        low = tirx.floordiv(tirx.max(-start, 0) + ey - 1, ey)
-        high = tirx.min(self.kh, tirx.floordiv(self.h - start + ey - 1, ey))
-        with T.serial(tirx.min(low, self.kh), tirx.max(high, tirx.min(low, self.kh))) as dy:
+        first_tap = tirx.min(tirx.floordiv(tirx.max(-start, 0) + ey - 1, ey), self.kh)
+        last_tap = tirx.min(self.kh, tirx.floordiv(self.h - start + ey - 1, ey))
+        with T.serial(0, tirx.max(last_tap - first_tap, 0)) as tap:
+            dy = first_tap + tap
             for b in range(self.cov):
                 at = tirx.Ramp(channel + b * self.lanes, 1, self.lanes)
                 pixels, weights = {}, {}

@@ -210,11 +210,12 @@ class _Builder:
         low, high = (0, g.n) if not by_batch else (tirx.floordiv((part[0] + k) * g.n, part[1]) for k in (0, 1))
         part = None if by_batch else part
         in_row = part if g.oh == 1 else None
-        with T.serial(low, high) as batch:
+        with T.serial(0, high - low) as turn:
+            batch = low + turn
 
             def line(row, ht, above):
                 def tile(column, wt, before):
-                    number = ((batch - low) * self.rows.count + above) * self.columns.count + before
+                    number = (turn * self.rows.count + above) * self.columns.count + before
                     body(_Place(batch, row, column, ht, wt, number))
 
                 self.columns.numbered(tile, in_row)
