@@ -1,0 +1,413 @@
+// What a machine can do at most: multiply-adds, bandwidth of each level of memory, latencies, and what starting a kernel costs.
+//
+//     hwprune-probe [--seconds S] [--threads N] [--vector-bits B]
+//
+// Prints one JSON object (hwprune/measure/probe_results.py reads it). Every quantity is sampled in turn, in rounds that are
+// spread over S seconds, so that a disturbance hits few samples of each; the best decile counts, the median stands beside it.
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "loops.h"
+#include "machine.h"
+
+extern "C" {
+#include "../pool.h"
+#ifdef HWPRUNE_PROBE_NETWORK
+int32_t hwprune_time(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);
+static int nothing(int, hwprune_group_t*, void*) { return 0; }
+int32_t __tvm_ffi_nothing(void*, const void*, int32_t, void*) { return hwprune_pool_v1_launch(nothing, nullptr, 0); }
+#else
+static int nothing(int, hwprune_group_t*, void*) { return 0; }
+#endif
+}
+
+namespace {
+
+constexpr double kSampleSeconds = 1e-3;
+constexpr int kLeastRounds = 5;
+constexpr int64_t kLine = 64;         // bytes
+constexpr int64_t kPage = 4096;
+constexpr int kSteps = 64;            // probe/tables.h: STEP_COUNT
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+struct Free {
+  void operator()(char* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<char, Free>;
+
+Buffer aligned(int64_t bytes) {
+  Buffer made(static_cast<char*>(std::aligned_alloc(kPage, static_cast<size_t>((bytes + kPage - 1) / kPage * kPage))));
+  if (!made) throw std::runtime_error("out of memory: " + std::to_string(bytes) + " bytes");
+  return made;
+}
+
+// Runs `body(thread)` on every thread of the pool that artifacts use.
+void on_all_threads(const std::function<void(int)>& body) {
+  const auto task = [](int index, hwprune_group_t*, void* data) {
+    (*static_cast<const std::function<void(int)>*>(data))(index);
+    return 0;
+  };
+  hwprune_pool_v1_launch(task, const_cast<std::function<void(int)>*>(&body), 0);
+}
+
+// Something to be measured: `run(n)` does n units of work; a sample is seconds for one of them.
+struct Quantity {
+  std::string name;
+  std::function<void(int64_t)> run;
+  int64_t units = 1;
+  std::vector<double> samples = {};
+
+  void calibrate() {
+    for (units = 1; units < (int64_t{1} << 40); units *= 2) {
+      double took = seconds_of([&] { run(units); });
+      for (int again = 0; again < 3 && took >= kSampleSeconds / 2; ++again)  // unless something came between
+        took = std::min(took, seconds_of([&] { run(units); }));
+      if (took >= kSampleSeconds / 2) return;
+    }
+  }
+  void sample() {
+    samples.push_back(seconds_of([&] { run(units); }) / static_cast<double>(units));
+  }
+  double at(double quantile) const {
+    std::vector<double> sorted = samples;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[static_cast<size_t>(quantile * static_cast<double>(sorted.size() - 1))];
+  }
+};
+
+// Sizes of the machine, from the system or, where it does not tell, from the latency of loads.
+struct Caches {
+  int64_t bytes[3];    // L1 data, L2, L3; 0 for none
+  int64_t told[3];
+  int64_t sharers[3];  // cores that share it
+};
+
+struct Point {
+  int64_t bytes;
+  double ns;
+};
+
+// Nanoseconds of loads that wait for each other, in random order over a growing part of memory.
+std::vector<Point> latency_curve(int64_t most_bytes) {
+  std::vector<Point> curve;
+  Buffer memory = aligned(most_bytes);
+  uint64_t random = 88172645463325252u;
+  for (double size = 8192; size <= static_cast<double>(most_bytes); size *= std::sqrt(2.0)) {
+    const int64_t lines = static_cast<int64_t>(size) / kLine;
+    std::vector<int32_t> next(static_cast<size_t>(lines));
+    for (int64_t i = 0; i < lines; ++i) next[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+    for (int64_t i = lines - 1; i > 0; --i) {  // Sattolo: one cycle through all lines
+      random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+      std::swap(next[static_cast<size_t>(i)], next[random % static_cast<uint64_t>(i)]);
+    }
+    for (int64_t i = 0; i < lines; ++i)
+      *reinterpret_cast<char**>(memory.get() + i * kLine) = memory.get() + next[static_cast<size_t>(i)] * kLine;
+    char* at = memory.get();
+    const auto walk = [&](int64_t steps) {
+      for (int64_t i = 0; i < steps; ++i) at = *reinterpret_cast<char**>(at);
+      __asm__ volatile("" : : "r"(at) : "memory");
+    };
+    Quantity loads{"", walk};
+    walk(std::min<int64_t>(lines, 1 << 16));
+    loads.calibrate();
+    for (int round = 0; round < 5; ++round) loads.sample();
+    curve.push_back({lines * kLine, loads.at(0) * 1e9});
+  }
+  return curve;
+}
+
+// Ends of the curve's plateaus: the caches, as loads see them.
+std::vector<int64_t> plateaus(const std::vector<Point>& curve) {
+  std::vector<int64_t> ends;
+  double level = curve[0].ns;
+  bool flat = true;
+  for (size_t i = 1; i < curve.size(); ++i) {
+    if (flat && curve[i].ns > 1.4 * level) {
+      ends.push_back(curve[i - 1].bytes);
+      flat = false;
+    } else if (!flat && curve[i].ns < 1.15 * curve[i - 1].ns) {
+      flat = true;
+      level = curve[i].ns;
+    }
+  }
+  return ends;
+}
+
+Caches caches_of(const std::vector<Point>& curve) {
+  Caches caches{};
+  for (int level = 0; level < 3; ++level) {
+    caches.told[level] = caches.bytes[level] = told_cache_bytes(level + 1);
+    caches.sharers[level] = told_cache_sharers(level + 1);
+  }
+  if (caches.told[0] == 0) {
+    const std::vector<int64_t> seen = plateaus(curve);
+    for (size_t level = 0; level < 3; ++level) caches.bytes[level] = level < seen.size() ? seen[level] : 0;
+  }
+  return caches;
+}
+
+int processors() {
+  cpu_set_t allowed;
+  return sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+}
+
+struct Options {
+  double seconds = 2;
+  int threads = 0;
+  int vector_bits = 0;
+};
+
+const Isa& isa_for(int vector_bits) {
+  for (const Isa& isa : kIsas)
+    if (isa.here() && (vector_bits == 0 || isa.vector_bits == vector_bits)) return isa;
+  throw std::runtime_error(vector_bits ? "this processor has no vectors of " + std::to_string(vector_bits) + " bits that the probe knows"
+                                       : "this processor has no vector instructions that the probe knows (AVX2 with FMA, AVX-512, NEON)");
+}
+
+// A level of memory: how much each thread reads of it so that it comes from there, alone and beside the others. 0: not there.
+struct Level {
+  const char* name;
+  int64_t alone, beside;
+  bool far;
+};
+
+// Memory that is far away is read in two ways, of which the faster counts: in one stream, and in several, page by page in turn.
+constexpr int kStreams = 8;
+
+std::vector<Level> levels_of(const Caches& caches, int threads) {
+  constexpr int64_t unit = kStreams * kPage;
+  const auto between = [](double low, double high) { return std::max<int64_t>(1, static_cast<int64_t>(std::sqrt(low * high)) / unit) * unit; };
+  const auto share = [&](int level) {
+    return static_cast<double>(caches.bytes[level]) / static_cast<double>(std::max<int64_t>(1, std::min<int64_t>(caches.sharers[level], threads)));
+  };
+  const double l1 = static_cast<double>(caches.bytes[0]), l2 = static_cast<double>(caches.bytes[1]), l3 = static_cast<double>(caches.bytes[2]);
+  std::vector<Level> levels = {{"l1", static_cast<int64_t>(l1) / 2 / kBlock * kBlock, static_cast<int64_t>(l1) / 2 / kBlock * kBlock, false}};
+  if (l2 > 0) levels.push_back({"l2", between(l1, l2), share(1) > 2 * l1 ? between(l1, share(1)) : 0, false});
+  if (l3 > 0) levels.push_back({"l3", between(l2, l3), share(2) > 2 * share(1) ? between(share(1), share(2)) : 0, true});
+  const double held = std::max({4 * l3, 8 * threads * l2, double{64 << 20}});
+  const int64_t total = static_cast<int64_t>(std::min(held, static_cast<double>(memory_bytes()) / 8)) / unit * unit;
+  levels.push_back({"dram", total, total / threads / unit * unit, true});
+  return levels;
+}
+
+void print_text(const char* key, const std::string& text) {
+  std::printf("  \"%s\": \"", key);
+  for (const char c : text)
+    if (static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\') std::putchar(c);
+  std::printf("\",\n");
+}
+
+class Probe {
+ public:
+  explicit Probe(const Options& options) : options_(options), isa_(isa_for(options.vector_bits)) {
+    if (hwprune_pool_v1_enter(options_.threads) != 0) throw std::runtime_error("cannot start " + std::to_string(options_.threads) + " threads");
+    const int64_t told = std::max(told_cache_bytes(3), told_cache_bytes(2));
+    curve_ = latency_curve(std::min<int64_t>(std::max<int64_t>(4 * told, 16 << 20), std::min<int64_t>(128 << 20, memory_bytes() / 8)));
+    caches_ = caches_of(curve_);
+    levels_ = levels_of(caches_, options_.threads);
+    const int64_t most = std::max(levels_.back().alone, levels_.back().beside * options_.threads);
+    from_ = aligned(most), to_ = aligned(most);
+    on_all_threads([&](int thread) {  // each thread touches its part first
+      const int64_t part = most / options_.threads;
+      std::memset(from_.get() + thread * part, 1, static_cast<size_t>(part));
+      std::memset(to_.get() + thread * part, 1, static_cast<size_t>(part));
+    });
+    list();
+  }
+
+  void run() {
+    for (Quantity& quantity : quantities_) quantity.calibrate();
+    const auto start = std::chrono::steady_clock::now();
+    const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+    for (rounds_ = 0; rounds_ < kLeastRounds || elapsed() < options_.seconds; ++rounds_)
+      for (Quantity& quantity : quantities_) quantity.sample();
+  }
+
+  void print() const {
+    std::printf("{\n  \"format\": 1,\n");
+    print_text("architecture", kArchitecture);
+    print_text("processor", processor_name());
+    print_text("part", processor_part());
+    print_text("features", processor_field("flags") + processor_field("Features"));
+    print_text("isa", isa_.name);
+    std::printf("  \"vector_bits\": %d,\n  \"cores\": %d,\n  \"threads\": %d,\n  \"rounds\": %d,\n", isa_.vector_bits,
+                processors(), options_.threads, rounds_);
+    std::printf("  \"clock_mhz\": ");
+    print_rate("clock", kAdds / 1e6);
+    std::printf(",\n  \"fma_latency_ns\": %.4f,\n", best("chain") * 1e9 / kChained);
+    std::printf("  \"peak_gflops\": {\"one_core\": ");
+    const double flops = 2.0 * isa_.fmas * isa_.vector_bits / 32;
+    print_rate("fma", flops / 1e9);
+    std::printf(", \"all_threads\": ");
+    print_rate("fma on all", flops * options_.threads / 1e9);
+    std::printf("},\n");
+    print_bandwidth("read", 1);
+    print_bandwidth("copy", 2);
+    std::printf("  \"launch_us\": %.4f,\n", best("launch") * 1e6);
+    print_network();
+    print_caches();
+    std::printf("  \"latency_curve\": [");
+    for (size_t i = 0; i < curve_.size(); ++i)
+      std::printf("%s[%lld, %.2f]", i ? ", " : "", static_cast<long long>(curve_[i].bytes), curve_[i].ns);
+    std::printf("]\n}\n");
+  }
+
+ private:
+  void list() {
+    quantities_.push_back({"clock", add_chain});
+    quantities_.push_back({"chain", isa_.chain});
+    quantities_.push_back({"fma", isa_.independent});
+    quantities_.push_back({"fma on all", [this](int64_t n) { on_all_threads([&](int) { isa_.independent(n); }); }});
+    for (const Level& level : levels_) {
+      add_memory(level.name, level.alone, level.far, false);
+      add_memory(level.name, level.beside, level.far, true);
+    }
+    quantities_.push_back({"launch", [](int64_t n) {
+                             for (int64_t i = 0; i < n; ++i) hwprune_pool_v1_launch(nothing, nullptr, 0);
+                           }});
+#ifdef HWPRUNE_PROBE_NETWORK
+    for (const int steps : {1, kSteps})
+      quantities_.push_back({"steps " + std::to_string(steps), [this, steps](int64_t n) {
+                               std::vector<int64_t> ns(static_cast<size_t>(n));
+                               hwprune_time(nullptr, nullptr, from_.get(), to_.get(), options_.threads, 0, steps, 1, 0, 0, n, ns.data());
+                             }});
+#endif
+  }
+
+  // Passes over `bytes`; a copy has half of them on each side, so that both sides lie in the level.
+  void add_memory(const std::string& level, int64_t bytes, bool far, bool all) {
+    if (bytes < 2 * kBlock) return;
+    const std::string where = level + (all ? " on all" : "");
+    const int64_t blocks = bytes / kBlock;
+    const auto over = [this, all](std::function<void(int)> pass) {
+      return [this, all, pass](int64_t n) {
+        const auto passes = [&](int thread) {
+          for (int64_t i = 0; i < n; ++i) pass(thread);
+        };
+        all ? on_all_threads(passes) : passes(0);
+      };
+    };
+    quantities_.push_back({"read " + where, over([=](int thread) { isa_.read(from_.get() + thread * bytes, blocks); })});
+    if (far)
+      quantities_.push_back({"read " + where, over([=](int thread) {
+                               const char* from = from_.get() + thread * bytes;
+                               const int64_t part = bytes / kStreams;
+                               for (int64_t at = 0; at < part; at += kPage)
+                                 for (int s = 0; s < kStreams; ++s) isa_.read(from + s * part + at, kPage / kBlock);
+                             })});
+    quantities_.push_back({"copy " + where, over([=](int thread) {
+                             isa_.copy(to_.get() + thread * bytes, from_.get() + thread * bytes, blocks / 2);
+                           })});
+  }
+
+  // The faster one of those called `name`.
+  const Quantity* find(const std::string& name) const {
+    const Quantity* found = nullptr;
+    for (const Quantity& quantity : quantities_)
+      if (quantity.name == name && (found == nullptr || quantity.at(0.1) < found->at(0.1))) found = &quantity;
+    return found;
+  }
+
+  double best(const std::string& name) const { return find(name)->at(0.1); }
+
+  void print_rate(const std::string& name, double work) const {
+    const Quantity* found = find(name);
+    if (found == nullptr)
+      std::printf("null");
+    else
+      std::printf("{\"best\": %.4f, \"median\": %.4f}", work / found->at(0.1), work / found->at(0.5));
+  }
+
+  void print_bandwidth(const std::string& kind, int sides) const {
+    std::printf("  \"%s_gb_per_s\": {", kind.c_str());
+    for (size_t i = 0; i < levels_.size(); ++i) {
+      const Level& level = levels_[i];
+      const auto moved = [&](int64_t bytes) { return static_cast<double>(bytes / kBlock / sides * kBlock * sides) / 1e9; };
+      std::printf("%s\"%s\": {\"one_core\": ", i ? ", " : "", level.name);
+      print_rate(kind + " " + level.name, moved(level.alone));
+      std::printf(", \"all_threads\": ");
+      print_rate(kind + " " + level.name + " on all", moved(level.beside) * options_.threads);
+      std::printf("}");
+    }
+    std::printf("},\n");
+  }
+
+  void print_network() const {
+#ifdef HWPRUNE_PROBE_NETWORK
+    const double one = best("steps 1"), all = best("steps " + std::to_string(kSteps));
+    const double kernel = (all - one) / (kSteps - 1);
+    std::printf("  \"kernel_us\": %.4f,\n  \"network_us\": %.4f,\n", kernel * 1e6, std::max(0.0, one - kernel) * 1e6);
+#else
+    std::printf("  \"kernel_us\": null,\n  \"network_us\": null,\n");
+#endif
+  }
+
+  void print_caches() const {
+    const char* names[] = {"l1d_bytes", "l2_bytes", "l3_bytes"};
+    std::printf("  \"caches_told\": %s,\n  \"caches\": {", caches_.told[0] ? "true" : "false");
+    for (int level = 0; level < 3; ++level)
+      std::printf("%s\"%s\": %lld", level ? ", " : "", names[level], static_cast<long long>(caches_.bytes[level]));
+    std::printf("},\n  \"plateaus_bytes\": [");
+    const std::vector<int64_t> seen = plateaus(curve_);
+    for (size_t i = 0; i < seen.size(); ++i) std::printf("%s%lld", i ? ", " : "", static_cast<long long>(seen[i]));
+    std::printf("],\n");
+  }
+
+  Options options_;
+  const Isa& isa_;
+  std::vector<Point> curve_;
+  Caches caches_{};
+  std::vector<Level> levels_;
+  Buffer from_, to_;
+  std::vector<Quantity> quantities_;
+  int rounds_ = 0;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  options.threads = processors();
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (i + 1 == argc || (name != "--seconds" && name != "--threads" && name != "--vector-bits"))
+      throw std::invalid_argument("usage: hwprune-probe [--seconds S] [--threads N] [--vector-bits B]");
+    const double value = std::atof(argv[++i]);
+    if (!(value > 0)) throw std::invalid_argument(name + " takes a positive number, but got " + argv[i]);
+    if (name == "--seconds") options.seconds = value;
+    if (name == "--threads") options.threads = std::min(static_cast<int>(value), 255);
+    if (name == "--vector-bits") options.vector_bits = static_cast<int>(value);
+  }
+  return options;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Probe probe(parse(argc, argv));
+    probe.run();
+    probe.print();
+    return 0;
+  } catch (const std::invalid_argument& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "hwprune-probe: %s\n", error.what());
+    return 1;
+  }
+}
