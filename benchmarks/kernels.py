@@ -217,7 +217,7 @@ def _shape(workload: Workload) -> str:
     if anchor is None or anchor.op not in ("conv2d", "depthwise"):
         return "x".join(map(str, workload.output.shape))
     stride = f" /{anchor['stride'][0]}" if anchor["stride"] != (1, 1) else ""
-    place = f"{workload.output.shape[-1]} at {'x'.join(map(str, anchor['out'][1:]))}{stride}"
+    place = f"{workload.output.shape[-1]} at {'x'.join(map(str, anchor.get('out', workload.output.shape[:3])[1:]))}{stride}"
     return f"{workload.inputs[anchor.args[1]].shape[3]}>{place}" if anchor.op == "conv2d" else place
 
 

@@ -43,6 +43,34 @@ def layers(networks: Sequence[tuple[str, Sequence["Kernel"]]], path: Path) -> No
     _save(figure, path)
 
 
+def ratios(panels: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], path: Path) -> None:
+    """One panel for each title: how many times as long the fastest other engine takes, a row a network, a dot a variant.
+
+    panels : title, and (network, variant, ratio) in the order in which they are shown.
+    """
+    plt = _pyplot()
+    networks = list(dict.fromkeys(network for _, rows in panels for network, _, _ in rows))
+    variants = list(dict.fromkeys(variant for _, rows in panels for _, variant, _ in rows))
+    size = (4.6 * len(panels), 0.8 + 0.32 * len(networks))
+    figure, all_axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for axes, (title, rows) in zip(all_axes[0], panels):
+        axes.axvline(1, color=_GREY, linewidth=0.9)
+        for i, variant in enumerate(variants):
+            places = [(ratio, networks.index(network)) for network, v, ratio in rows if v == variant]
+            if places:
+                axes.scatter(*zip(*places), s=34, color=COLOURS[i], label=variant, zorder=3, edgecolor="white", linewidth=0.5)
+        axes.set_yticks(range(len(networks)), networks)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("fastest other engine / hwprune")
+    all_axes[0][0].invert_yaxis()
+    all_axes[0][0].set_xlim(left=min(0.9, 0.97 * min(ratio for _, rows in panels for _, _, ratio in rows)))
+    handles, labels = all_axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(variants), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib
 
