@@ -66,8 +66,8 @@ def ratios(panels: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], path:
         axes.set_xlabel("fastest other engine / hwprune")
     all_axes[0][0].invert_yaxis()
     all_axes[0][0].set_xlim(left=min(0.9, 0.97 * min(ratio for _, rows in panels for _, _, ratio in rows)))
-    handles, labels = all_axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(variants), frameon=False, fontsize=9)
+    shown = {label: handle for axes in all_axes[0] for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(variants), frameon=False, fontsize=9)
     _save(figure, path)
 
 

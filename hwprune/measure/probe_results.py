@@ -182,7 +182,7 @@ def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, l
         "cores": f"told by the system to {where}", "threads": f"threads of {where}",
         "core.frequency_mhz": f"the measured peak of all threads over fma_per_cycle, by {where}; "
         f"integer adds ran at {results.clock_mhz.best:.0f} MHz",
-        **{f"memory.{key}": f"{told} {where}" for key in ("l1d_bytes", "l2_bytes", "l3_bytes")},
+        **{key: f"{told} {where}" for key in figures if key.endswith("_bytes")},
     }  # fmt: skip
     data: dict[str, Any] = base.model_dump(by_alias=True) | {
         "name": name, "alias_of": None, "cores": results.cores, "threads": results.threads, "source": source,
@@ -206,9 +206,9 @@ def _figures(results: ProbeResults) -> dict[str, float | int]:
         "core.fma_per_cycle": results.fma_per_cycle(),
         "core.fma_latency_cycles": max(1, round(results.fma_latency_ns * results.clock_mhz.best / 1e3)),
         "core.frequency_mhz": round(clock, 1),
-        "memory.l1d_bytes": caches.l1d_bytes,
-        "memory.l2_bytes": max(caches.l2_bytes, caches.l1d_bytes),
-        "memory.l3_bytes": caches.l3_bytes,
+        "memory.l1d_bytes": caches.l1d_bytes or None,
+        "memory.l2_bytes": max(caches.l2_bytes, caches.l1d_bytes) or None,
+        "memory.l3_bytes": caches.l3_bytes if caches.l1d_bytes else None,
         "memory.l1_gb_per_s": _best(read_rates.l1.one_core),
         "memory.l2_gb_per_s": _best((l2 or read_rates.l1).one_core),
         "memory.l3_gb_per_s": _best(l3.all_threads or l3.one_core) if l3 else None,

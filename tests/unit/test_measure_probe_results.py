@@ -90,6 +90,14 @@ def test_starts_that_no_processor_has_are_kept_as_measured() -> None:
     assert made.peak_flops == pytest.approx(46.4e9, rel=1e-3)
 
 
+def test_what_the_probe_could_not_see_stays_the_base_profile_s() -> None:
+    unseen = {"l1": {"one_core": None, "all_threads": None}, "l2": None, "l3": None, "dram": reach(4.0, 5.0)}
+    made, base = profile(caches={"l1d_bytes": 0, "l2_bytes": 0, "l3_bytes": 0}, read_gb_per_s=unseen), target.load("rpi4")
+    assert (made.memory.l1d_bytes, made.memory.l2_bytes, made.memory.l2_gb_per_s) == (32768, 1048576, base.memory.l2_gb_per_s)
+    assert made.source["memory.l2_bytes"] == f"profile rpi4: {base.source['memory.l2_bytes']}"
+    assert made.unsourced() == []
+
+
 def test_without_the_network_the_launch_counts() -> None:
     made = profile(kernel_us=None, network_us=None)
     assert made.overhead.kernel_us == 1.1
