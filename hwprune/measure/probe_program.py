@@ -11,6 +11,7 @@ from hwprune.errors import CompileError, MeasureError
 from hwprune.measure.probe_results import ProbeResults, from_text
 from hwprune.target import TargetProfile
 
+#: Over which the samples are spread.
 SECONDS = 2.0
 
 
@@ -39,7 +40,7 @@ def _compile(profile: TargetProfile, command: list[str]) -> None:
         raise CompileError(f"`{profile.link.cxx}` cannot build the probe for target {profile.name!r}: {lines[0].strip()}")
 
 
-def run_here(profile: TargetProfile, seconds: float = SECONDS) -> ProbeResults:
+def run_here(profile: TargetProfile, seconds: float | None = None) -> ProbeResults:
     """Probe this machine with the vectors of ``profile``. MeasureError, CompileError."""
     with tempfile.TemporaryDirectory(prefix="hwprune.") as folder:
         program = Path(folder, "hwprune-probe")
@@ -52,8 +53,9 @@ def run_here(profile: TargetProfile, seconds: float = SECONDS) -> ProbeResults:
         return run([str(program), "--vector-bits", str(profile.core.vector_bits)], seconds)
 
 
-def run(command: list[str], seconds: float = SECONDS) -> ProbeResults:
-    """What the probe that ``command`` starts prints. MeasureError if it fails."""
+def run(command: list[str], seconds: float | None = None) -> ProbeResults:
+    """What the probe that ``command`` starts prints, its samples spread over ``seconds``. MeasureError if it fails."""
+    seconds = SECONDS if seconds is None else seconds
     try:
         done = subprocess.run([*command, "--seconds", str(seconds)], capture_output=True, text=True, timeout=60 + 10 * seconds)
     except (OSError, subprocess.TimeoutExpired) as err:

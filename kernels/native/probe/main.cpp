@@ -9,158 +9,30 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <stdexcept>
-#include <utility>
 #include <vector>
 
+#include "levels.h"
 #include "loops.h"
 #include "machine.h"
+#include "sampling.h"
 
 extern "C" {
-#include "../pool.h"
+static int nothing(int, hwprune_group_t*, void*) { return 0; }
 #ifdef HWPRUNE_PROBE_NETWORK
+// ../program.c over the tables of this folder: a network of kernels that only fork and join.
 int32_t hwprune_time(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);
-static int nothing(int, hwprune_group_t*, void*) { return 0; }
 int32_t __tvm_ffi_nothing(void*, const void*, int32_t, void*) { return hwprune_pool_v1_launch(nothing, nullptr, 0); }
-#else
-static int nothing(int, hwprune_group_t*, void*) { return 0; }
 #endif
 }
 
 namespace {
 
-constexpr double kSampleSeconds = 1e-3;
 constexpr int kLeastRounds = 5;
-constexpr int64_t kLine = 64;         // bytes
-constexpr int64_t kPage = 4096;
-constexpr int kSteps = 64;            // probe/tables.h: STEP_COUNT
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-struct Free {
-  void operator()(char* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<char, Free>;
-
-Buffer aligned(int64_t bytes) {
-  Buffer made(static_cast<char*>(std::aligned_alloc(kPage, static_cast<size_t>((bytes + kPage - 1) / kPage * kPage))));
-  if (!made) throw std::runtime_error("out of memory: " + std::to_string(bytes) + " bytes");
-  return made;
-}
-
-// Runs `body(thread)` on every thread of the pool that artifacts use.
-void on_all_threads(const std::function<void(int)>& body) {
-  const auto task = [](int index, hwprune_group_t*, void* data) {
-    (*static_cast<const std::function<void(int)>*>(data))(index);
-    return 0;
-  };
-  hwprune_pool_v1_launch(task, const_cast<std::function<void(int)>*>(&body), 0);
-}
-
-// Something to be measured: `run(n)` does n units of work; a sample is seconds for one of them.
-struct Quantity {
-  std::string name;
-  std::function<void(int64_t)> run;
-  int64_t units = 1;
-  std::vector<double> samples = {};
-
-  void calibrate() {
-    for (units = 1; units < (int64_t{1} << 40); units *= 2) {
-      double took = seconds_of([&] { run(units); });
-      for (int again = 0; again < 3 && took >= kSampleSeconds / 2; ++again)  // unless something came between
-        took = std::min(took, seconds_of([&] { run(units); }));
-      if (took >= kSampleSeconds / 2) return;
-    }
-  }
-  void sample() {
-    samples.push_back(seconds_of([&] { run(units); }) / static_cast<double>(units));
-  }
-  double at(double quantile) const {
-    std::vector<double> sorted = samples;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[static_cast<size_t>(quantile * static_cast<double>(sorted.size() - 1))];
-  }
-};
-
-// Sizes of the machine, from the system or, where it does not tell, from the latency of loads.
-struct Caches {
-  int64_t bytes[3];    // L1 data, L2, L3; 0 for none
-  int64_t told[3];
-  int64_t sharers[3];  // cores that share it
-};
-
-struct Point {
-  int64_t bytes;
-  double ns;
-};
-
-// Nanoseconds of loads that wait for each other, in random order over a growing part of memory.
-std::vector<Point> latency_curve(int64_t most_bytes) {
-  std::vector<Point> curve;
-  Buffer memory = aligned(most_bytes);
-  uint64_t random = 88172645463325252u;
-  for (double size = 8192; size <= static_cast<double>(most_bytes); size *= std::sqrt(2.0)) {
-    const int64_t lines = static_cast<int64_t>(size) / kLine;
-    std::vector<int32_t> next(static_cast<size_t>(lines));
-    for (int64_t i = 0; i < lines; ++i) next[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-    for (int64_t i = lines - 1; i > 0; --i) {  // Sattolo: one cycle through all lines
-      random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-      std::swap(next[static_cast<size_t>(i)], next[random % static_cast<uint64_t>(i)]);
-    }
-    for (int64_t i = 0; i < lines; ++i)
-      *reinterpret_cast<char**>(memory.get() + i * kLine) = memory.get() + next[static_cast<size_t>(i)] * kLine;
-    char* at = memory.get();
-    const auto walk = [&](int64_t steps) {
-      for (int64_t i = 0; i < steps; ++i) at = *reinterpret_cast<char**>(at);
-      __asm__ volatile("" : : "r"(at) : "memory");
-    };
-    Quantity loads{"", walk};
-    walk(std::min<int64_t>(lines, 1 << 16));
-    loads.calibrate();
-    for (int round = 0; round < 5; ++round) loads.sample();
-    curve.push_back({lines * kLine, loads.at(0) * 1e9});
-  }
-  return curve;
-}
-
-// Ends of the curve's plateaus: the caches, as loads see them.
-std::vector<int64_t> plateaus(const std::vector<Point>& curve) {
-  std::vector<int64_t> ends;
-  double level = curve[0].ns;
-  bool flat = true;
-  for (size_t i = 1; i < curve.size(); ++i) {
-    if (flat && curve[i].ns > 1.4 * level) {
-      ends.push_back(curve[i - 1].bytes);
-      flat = false;
-    } else if (!flat && curve[i].ns < 1.15 * curve[i - 1].ns) {
-      flat = true;
-      level = curve[i].ns;
-    }
-  }
-  return ends;
-}
-
-Caches caches_of(const std::vector<Point>& curve) {
-  Caches caches{};
-  for (int level = 0; level < 3; ++level) {
-    caches.told[level] = caches.bytes[level] = told_cache_bytes(level + 1);
-    caches.sharers[level] = told_cache_sharers(level + 1);
-  }
-  if (caches.told[0] == 0) {
-    const std::vector<int64_t> seen = plateaus(curve);
-    for (size_t level = 0; level < 3; ++level) caches.bytes[level] = level < seen.size() ? seen[level] : 0;
-  }
-  return caches;
-}
+constexpr int kSteps = 64;  // probe/tables.h: STEP_COUNT
 
 int processors() {
   cpu_set_t allowed;
@@ -180,32 +52,6 @@ const Isa& isa_for(int vector_bits) {
                                        : "this processor has no vector instructions that the probe knows (AVX2 with FMA, AVX-512, NEON)");
 }
 
-// A level of memory: how much each thread reads of it so that it comes from there, alone and beside the others. 0: not there.
-struct Level {
-  const char* name;
-  int64_t alone, beside;
-  bool far;
-};
-
-// Memory that is far away is read in two ways, of which the faster counts: in one stream, and in several, page by page in turn.
-constexpr int kStreams = 8;
-
-std::vector<Level> levels_of(const Caches& caches, int threads) {
-  constexpr int64_t unit = kStreams * kPage;
-  const auto between = [](double low, double high) { return std::max<int64_t>(1, static_cast<int64_t>(std::sqrt(low * high)) / unit) * unit; };
-  const auto share = [&](int level) {
-    return static_cast<double>(caches.bytes[level]) / static_cast<double>(std::max<int64_t>(1, std::min<int64_t>(caches.sharers[level], threads)));
-  };
-  const double l1 = static_cast<double>(caches.bytes[0]), l2 = static_cast<double>(caches.bytes[1]), l3 = static_cast<double>(caches.bytes[2]);
-  std::vector<Level> levels = {{"l1", static_cast<int64_t>(l1) / 2 / kBlock * kBlock, static_cast<int64_t>(l1) / 2 / kBlock * kBlock, false}};
-  if (l2 > 0) levels.push_back({"l2", between(l1, l2), share(1) > 2 * l1 ? between(l1, share(1)) : 0, false});
-  if (l3 > 0) levels.push_back({"l3", between(l2, l3), share(2) > 2 * share(1) ? between(share(1), share(2)) : 0, true});
-  const double held = std::max({4 * l3, 8 * threads * l2, double{64 << 20}});
-  const int64_t total = static_cast<int64_t>(std::min(held, static_cast<double>(memory_bytes()) / 8)) / unit * unit;
-  levels.push_back({"dram", total, total / threads / unit * unit, true});
-  return levels;
-}
-
 void print_text(const char* key, const std::string& text) {
   std::printf("  \"%s\": \"", key);
   for (const char c : text)
@@ -221,7 +67,8 @@ class Probe {
     curve_ = latency_curve(std::min<int64_t>(std::max<int64_t>(4 * told, 16 << 20), std::min<int64_t>(128 << 20, memory_bytes() / 8)));
     caches_ = caches_of(curve_);
     levels_ = levels_of(caches_, options_.threads);
-    const int64_t most = std::max(levels_.back().alone, levels_.back().beside * options_.threads);
+    int64_t most = 0;
+    for (const Level& level : levels_) most = std::max({most, level.alone, level.beside * options_.threads});
     from_ = aligned(most), to_ = aligned(most);
     on_all_threads([&](int thread) {  // each thread touches its part first
       const int64_t part = most / options_.threads;
