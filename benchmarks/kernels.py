@@ -254,7 +254,8 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         "attainable: the longer of multiplications at the measured peak and bytes at the measured read bandwidths, each byte moved "
         "once. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
         "operands. of bandwidth: memory time over time taken.",
-        "All figures are measured on this machine; the roofline is arithmetic on measured figures.",
+        "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "
+        "clock was higher, or neighbours on the machine took less of its memory's bandwidth, than while the probe ran.",
     ]  # fmt: skip
     tables = [
         ("Machine", ("figure", "one core", "all threads"), facts), ("Summary", SUMMARY, list(_summary(kernels))),

@@ -102,7 +102,8 @@ inline std::vector<Level> levels_of(const Caches& caches, int threads) {
   std::vector<Level> levels = {{"l1", static_cast<int64_t>(l1) / 2 / kBlock * kBlock, static_cast<int64_t>(l1) / 2 / kBlock * kBlock, false}};
   if (l2 > 0) levels.push_back({"l2", between(l1, l2), share(1) > 2 * l1 ? between(l1, share(1)) : 0, false});
   if (l3 > 0) levels.push_back({"l3", between(l2, l3), share(2) > 2 * share(1) ? between(share(1), share(2)) : 0, true});
-  const double held = std::max({4 * l3, 8 * threads * l2, double{64 << 20}});
+  // Some caches keep a part of what streams through them: what is read must be many times as large.
+  const double held = std::max({8 * l3, 8 * threads * l2, double{64 << 20}});
   const int64_t total = static_cast<int64_t>(std::min(held, static_cast<double>(memory_bytes()) / 8)) / unit * unit;
   levels.push_back({"dram", total, total / threads / unit * unit, true});
   return levels;

@@ -69,11 +69,11 @@ class Probe {
     levels_ = levels_of(caches_, options_.threads);
     int64_t most = 0;
     for (const Level& level : levels_) most = std::max({most, level.alone, level.beside * options_.threads});
-    from_ = aligned(most), to_ = aligned(most);
+    from_ = aligned(most), to_ = aligned(most / 2 + kPage);  // copies have half on each side
     on_all_threads([&](int thread) {  // each thread touches its part first
       const int64_t part = most / options_.threads;
       std::memset(from_.get() + thread * part, 1, static_cast<size_t>(part));
-      std::memset(to_.get() + thread * part, 1, static_cast<size_t>(part));
+      std::memset(to_.get() + thread * (part / 2), 1, static_cast<size_t>(part / 2));
     });
     list();
   }
@@ -159,7 +159,7 @@ class Probe {
                                  for (int s = 0; s < kStreams; ++s) isa_.read(from + s * part + at, kPage / kBlock);
                              })});
     quantities_.push_back({"copy " + where, over([=](int thread) {
-                             isa_.copy(to_.get() + thread * bytes, from_.get() + thread * bytes, blocks / 2);
+                             isa_.copy(to_.get() + thread * (blocks / 2 * kBlock), from_.get() + thread * bytes, blocks / 2);
                            })});
   }
 
