@@ -231,14 +231,14 @@ def _probed(terminal: Terminal, name: str, base: str | None, results_file: Path 
     from hwprune.target_text import to_toml
 
     if results_file is not None:
-        results = probe_results.read(results_file)
-        profile, link = target.load(base) if base else probe_results.base_for(results), None
+        results, link = probe_results.read(results_file), None
     else:
         native = native_profile()
-        profile, link = target.load(base) if base else native, native.link
-        check_runs_here(profile, "this machine cannot be probed with its instructions")
+        vectors, link = target.load(base) if base else native, native.link
+        check_runs_here(vectors, "this machine cannot be probed with its instructions")
         with terminal.task("probing this machine"):
-            results = probe_program.run_here(profile)
+            results = probe_program.run_here(vectors)
+    profile = target.load(base) if base else probe_results.base_for(results)
     if results.emulated:
         terminal.say("an emulator ran the probe: its figures say nothing of a real machine")
     return to_toml(probe_results.profile_of(results, profile, name, now()[:10], link))

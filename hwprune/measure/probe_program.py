@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from importlib import resources
@@ -19,8 +20,10 @@ def build(profile: TargetProfile, out: Path, static: bool = True) -> None:
     """Compile the probe for ``profile`` into the file ``out``; one program serves all instruction sets of its architecture.
 
     static : link everything in, so that the program runs on any Linux of the architecture.
-    Raises CompileError: the target's compiler is missing, or it fails.
+    Raises CompileError: the target is a GPU, or its compiler is missing or fails.
     """
+    if profile.gpu is not None:
+        raise CompileError(f"target {profile.name!r} is a GPU, and the probe measures CPUs")
     from hwprune.compile.link import ffi_includes, linker, native_sources
 
     compiler, native = linker(profile), native_sources()
@@ -30,7 +33,9 @@ def build(profile: TargetProfile, out: Path, static: bool = True) -> None:
         for name, language, standard in (("probe/main.cpp", "c++", "c++17"), ("program.c", "c", "gnu11"), ("pool.c", "c", "gnu11")):
             objects.append(str(Path(folder, f"{Path(name).stem}.o")))
             _compile(profile, [*common, "-DHWPRUNE_PROBE_NETWORK", f"-std={standard}", "-x", language, str(native / name), "-o", objects[-1]])
-        _compile(profile, [compiler, *objects, *(["-static"] if static else []), "-pthread", "-o", str(out)])
+        linked = str(Path(folder, "hwprune-probe"))
+        _compile(profile, [compiler, *objects, *(["-static"] if static else []), "-pthread", "-o", linked])
+        shutil.move(linked, out)
 
 
 def _compile(profile: TargetProfile, command: list[str]) -> None:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from hwprune import target
 from hwprune.cli import app
-from hwprune.errors import DataError, TargetError
+from hwprune.errors import CompileError, DataError, TargetError
+from hwprune.measure.probe_program import build
 from hwprune.measure.probe_results import base_for, calmest, from_text, profile_of
 from hwprune.target_text import to_toml
 
@@ -125,6 +126,11 @@ def test_unknown_core_is_not_guessed() -> None:
 def test_base_of_another_architecture_is_refused() -> None:
     with pytest.raises(TargetError, match="aarch64 with vectors of 128 bits, but target 'x86' is x86_64 with 256"):
         profile_of(results(), target.load("x86"), "board", "2026-01-02")
+
+
+def test_no_probe_for_a_gpu(folder: Path) -> None:
+    with pytest.raises(CompileError, match="'h100' is a GPU"):
+        build(target.load("h100"), folder / "hwprune-probe")
 
 
 def test_emulator_is_seen() -> None:
