@@ -120,7 +120,7 @@ class Probe {
     quantities_.push_back({"clock", add_chain});
     quantities_.push_back({"chain", isa_.chain});
     quantities_.push_back({"fma", isa_.independent});
-    quantities_.push_back({"fma on all", [this](int64_t n) { on_all_threads([&](int) { isa_.independent(n); }); }});
+    quantities_.push_back({"fma on all", [this](int64_t n) { on_all_threads([&](int) { isa_.independent(n); }); }, isa_.independent});
     for (const Level& level : levels_) {
       add_memory(level.name, level.alone, level.far, false);
       add_memory(level.name, level.beside, level.far, true);
@@ -142,25 +142,26 @@ class Probe {
     if (bytes < 2 * kBlock) return;
     const std::string where = level + (all ? " on all" : "");
     const int64_t blocks = bytes / kBlock;
-    const auto over = [this, all](std::function<void(int)> pass) {
-      return [this, all, pass](int64_t n) {
-        const auto passes = [&](int thread) {
-          for (int64_t i = 0; i < n; ++i) pass(thread);
-        };
-        all ? on_all_threads(passes) : passes(0);
+    const auto add = [&](const char* kind, const std::function<void(int)>& pass) {
+      const auto passes = [pass](int64_t n, int thread) {
+        for (int64_t i = 0; i < n; ++i) pass(thread);
       };
+      const auto alone = [passes](int64_t n) { passes(n, 0); };
+      const auto beside = [passes](int64_t n) { on_all_threads([&](int thread) { passes(n, thread); }); };
+      if (all)
+        quantities_.push_back({kind + where, beside, alone});
+      else
+        quantities_.push_back({kind + where, alone});
     };
-    quantities_.push_back({"read " + where, over([=](int thread) { isa_.read(from_.get() + thread * bytes, blocks); })});
+    add("read ", [=](int thread) { isa_.read(from_.get() + thread * bytes, blocks); });
     if (far)
-      quantities_.push_back({"read " + where, over([=](int thread) {
-                               const char* from = from_.get() + thread * bytes;
-                               const int64_t part = bytes / kStreams;
-                               for (int64_t at = 0; at < part; at += kPage)
-                                 for (int s = 0; s < kStreams; ++s) isa_.read(from + s * part + at, kPage / kBlock);
-                             })});
-    quantities_.push_back({"copy " + where, over([=](int thread) {
-                             isa_.copy(to_.get() + thread * (blocks / 2 * kBlock), from_.get() + thread * bytes, blocks / 2);
-                           })});
+      add("read ", [=](int thread) {
+        const char* from = from_.get() + thread * bytes;
+        const int64_t part = bytes / kStreams;
+        for (int64_t at = 0; at < part; at += kPage)
+          for (int s = 0; s < kStreams; ++s) isa_.read(from + s * part + at, kPage / kBlock);
+      });
+    add("copy ", [=](int thread) { isa_.copy(to_.get() + thread * (blocks / 2 * kBlock), from_.get() + thread * bytes, blocks / 2); });
   }
 
   // The faster one of those called `name`.

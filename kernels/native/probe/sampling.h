@@ -45,18 +45,21 @@ inline void on_all_threads(const std::function<void(int)>& body) {
   hwprune_pool_v1_launch(task, const_cast<std::function<void(int)>*>(&body), 0);
 }
 
-// Something to be measured: `run(n)` does n units of work; a sample is seconds for one of them.
+// Something to be measured: `run(n)` does n units of work; a sample is seconds for one of them. `alone`, if it is given, does the
+// share of one thread: how much work makes a sample must not depend on when the others of a busy machine's threads get their turn.
 struct Quantity {
   std::string name;
   std::function<void(int64_t)> run;
+  std::function<void(int64_t)> alone = nullptr;
   int64_t units = 1;
   std::vector<double> samples = {};
 
   void calibrate() {
+    const auto& work = alone ? alone : run;
     for (units = 1; units < (int64_t{1} << 40); units *= 2) {
-      double took = seconds_of([&] { run(units); });
+      double took = seconds_of([&] { work(units); });
       for (int again = 0; again < 3 && took >= kSampleSeconds / 2; ++again)  // unless something came between
-        took = std::min(took, seconds_of([&] { run(units); }));
+        took = std::min(took, seconds_of([&] { work(units); }));
       if (took >= kSampleSeconds / 2) return;
     }
   }
