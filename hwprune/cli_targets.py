@@ -239,6 +239,8 @@ def _probed(terminal: Terminal, name: str, base: str | None, results_file: Path 
         with terminal.task("probing this machine"):
             results = probe_program.run_here(vectors)
     profile = target.load(base) if base else probe_results.base_for(results)
+    if results.disturbed:
+        terminal.say("other programs were running beside the probe: its figures are too low; probe again when the machine is idle")
     if results.emulated:
         terminal.say("an emulator ran the probe: its figures say nothing of a real machine")
     return to_toml(probe_results.profile_of(results, profile, name, now()[:10], link))

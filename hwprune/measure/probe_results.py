@@ -89,6 +89,11 @@ class ProbeResults(_Frozen):
         """Whether an emulator ran the probe: the system then tells of another kind of processor."""
         return (self.architecture == "aarch64") == ("sse2" in self.features.split())
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs had the processor meanwhile: all threads together did less than one core per two of them."""
+        return self.threads > 1 and self._peak("all_threads") < 0.5 * self.threads * self._peak("one_core")
+
     def fma_per_cycle(self) -> float:
         """Vector multiply-adds that one core starts in a cycle."""
         per_cycle = self._peak("one_core") * 1e3 / (2 * self.vector_bits / 32) / self.clock_mhz.best

@@ -25,8 +25,8 @@ def test_figures_are_sane(program):
     found = probe_program.run([str(program), "--vector-bits", str(native_profile().core.vector_bits)], seconds=0.1)
     peak, read = found.peak_gflops, found.read_gb_per_s
     assert found.threads == native_profile().threads and not found.emulated
-    # Other programs may have a core for themselves meanwhile: then all threads together are hardly faster than one.
-    assert peak.all_threads.best > 0.6 * peak.one_core.best
+    # Other programs may have a core for themselves meanwhile: then all threads together are slower than one.
+    assert peak.all_threads.best > 0.2 * peak.one_core.best
     assert 0.4 < found.fma_per_cycle() < 4.5
     assert 2 <= found.fma_latency_ns * found.clock_mhz.best / 1e3 < 12
     assert read.l1.one_core.best > read.dram.one_core.best

@@ -133,6 +133,11 @@ def test_no_probe_for_a_gpu(folder: Path) -> None:
         build(target.load("h100"), folder / "hwprune-probe")
 
 
+def test_disturbance_is_seen() -> None:
+    assert not results().disturbed
+    assert results(peak_gflops=reach(11.8, 20.0)).disturbed
+
+
 def test_emulator_is_seen() -> None:
     assert not results().emulated
     emulated = results(features="fpu sse2 avx2")
