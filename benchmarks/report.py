@@ -14,9 +14,19 @@ from hwprune.record import machine, now, versions
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, title: str, command: str, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]], notes: Sequence[str] = ()) -> Path:
-    """Write ``results/NAME.md`` and one ``results/NAME.SECTION.tsv`` a table (section, header, rows)."""
+Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+
+
+def write(
+    name: str, title: str, command: str, tables: Sequence[Table], notes: Sequence[str] = (), pictures: Sequence[Path] = ()
+) -> Path:
+    """Write ``results/NAME.md`` and one ``results/NAME.SECTION.tsv`` a table (section, header, rows).
+
+    pictures : files in ``results`` that the page shows.
+    """
     page = [f"# {title}", "", f"`{command}`", "", *_facts(), ""]
+    for picture in pictures:
+        page += [f"![{title}]({picture.relative_to(RESULTS)})", ""]
     for section, header, rows in tables:
         page += [f"## {section}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         page += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]

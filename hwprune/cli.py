@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hwprune import cli_artifacts, cli_jobs, cli_targets
+from hwprune import cli_artifacts, cli_jobs, cli_store, cli_targets
 
 app = typer.Typer(
     name="hwprune",
@@ -47,6 +47,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(cli_targets.app, name="targets")
+app.add_typer(cli_store.app, name="store")
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hwprune.cli_options import Debug, Json
+from hwprune.cli_options import Debug, Json, Target
 from hwprune.terminal import Terminal, reporting, table
+
+if TYPE_CHECKING:
+    from hwprune.measure.probe_results import ProbeResults
 
 app = typer.Typer(
     help="List, show, check and write target profiles.",
@@ -120,7 +123,11 @@ def new(
     extends: Annotated[
         str | None, typer.Option("--extends", metavar="T", help="Take everything from this profile, to be overridden.")
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Write a complete profile of this machine.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure this machine and write a complete profile of it.")] = False,
+    probe_results: Annotated[
+        Path | None,
+        typer.Option("--probe-results", metavar="FILE", help="Write a complete profile of what hwprune-probe printed elsewhere."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -131,17 +138,18 @@ def new(
     Examples:
       hwprune targets new myboard --extends rpi4
       hwprune targets new thisbox --probe
+      hwprune targets new myboard --extends rpi4 --probe-results probe.json
     """
     with reporting(json, debug) as terminal:
         from hwprune.errors import UsageError
         from hwprune.fsio import write_text_atomic
 
         path = Path("targets") / f"{name}.toml"
-        if (extends is None) == (not probe):
+        if probe and probe_results:
+            raise UsageError("--probe and --probe-results contradict each other; give one of them")
+        if extends is None and not probe and not probe_results:
             raise UsageError(
-                "a profile's figures come from another profile or from this machine; give --extends T or --probe"
-                if not probe
-                else "--extends and --probe contradict each other; give one of them"
+                "a profile's figures come from another profile or from a probe; give --extends T, --probe or --probe-results FILE"
             )
         if name == "native" or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
             raise UsageError(
@@ -149,7 +157,8 @@ def new(
             )
         if path.exists() and not force:
             raise UsageError(f"{path} exists; give another name, or --force to replace it")
-        text = _probed(terminal, name) if probe else _extending(name, str(extends))
+        probed = probe or probe_results
+        text = _probed(terminal, name, extends, probe_results) if probed else _extending(name, str(extends))
         write_text_atomic(path, text)
 
         from hwprune import target
@@ -159,6 +168,53 @@ def new(
         terminal.result({"file": str(path)}, f"wrote {path}; use it with --target {name}")
 
 
+@app.command()
+def probe(
+    target: Target = "native",
+    program: Annotated[
+        Path | None, typer.Option("--program", metavar="FILE", help="Do not measure: write the probe as a program for the target.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="Over which the samples are spread.")] = 2.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what this machine can do at most, or write the program that does so on another one.
+
+    \b
+    Examples:
+      hwprune targets probe
+      hwprune targets probe --target rpi4 --program hwprune-probe
+    """
+    with reporting(json, debug) as terminal:
+        from hwprune.costing import check_runs_here, load_target
+        from hwprune.measure import probe_program
+
+        profile = load_target(target)
+        if program is not None:
+            with terminal.task(f"building the probe for {target}"):
+                probe_program.build(profile, program)
+            how = f"run `./{program.name} > probe.json` on the device, and here `hwprune targets new NAME --extends {target} --probe-results probe.json`"
+            terminal.result({"file": str(program)}, f"wrote {program}; {how}")
+            return
+        check_runs_here(profile, "it cannot be probed here; write the program for it with --program FILE")
+        with terminal.task("probing this machine"):
+            results = probe_program.run_here(profile, seconds)
+        terminal.result(results.model_dump(mode="json"), *_shown(results))
+
+
+def _shown(results: "ProbeResults") -> list:
+    rows = []
+    for title, rates in (("peak GFLOP/s", {"": results.peak_gflops}), ("read GB/s", dict(results.read_gb_per_s)), ("copy GB/s", dict(results.copy_gb_per_s))):
+        rows += [(f"{title} {level}".strip(), *(f"{r.best:.1f}" if r else "" for r in (reach.one_core, reach.all_threads)))
+                 for level, reach in rates.items() if reach]  # fmt: skip
+    facts = [
+        f"{results.processor}: {results.isa}, {results.threads} threads, {results.clock_mhz.best:.0f} MHz",
+        f"multiply-adds: {results.fma_per_cycle():g} a cycle, latency {results.fma_latency_ns:.2f} ns",
+        f"starting a kernel on all threads: {results.launch_us:.2f} us",
+    ]
+    return [*facts, table("", ["figure", "one core", "all threads"], rows, right=("one core", "all threads"))]
+
+
 def _extending(name: str, base: str) -> str:
     from hwprune import target
     from hwprune.target_text import extending
@@ -166,13 +222,28 @@ def _extending(name: str, base: str) -> str:
     return extending(name, target.load(base))
 
 
-def _probed(terminal: Terminal, name: str) -> str:
+def _probed(terminal: Terminal, name: str, base: str | None, results_file: Path | None) -> str:
+    from hwprune import target
+    from hwprune.costing import check_runs_here
+    from hwprune.measure import probe_program, probe_results
     from hwprune.measure.probe import native_profile
+    from hwprune.record import now
     from hwprune.target_text import to_toml
 
-    with terminal.task("Probing this machine"):
-        profile = native_profile()
-    return to_toml(profile.model_copy(update={"name": name}))
+    if results_file is not None:
+        results, link = probe_results.read(results_file), None
+    else:
+        native = native_profile()
+        vectors, link = target.load(base) if base else native, native.link
+        check_runs_here(vectors, "this machine cannot be probed with its instructions")
+        with terminal.task("probing this machine"):
+            results = probe_program.run_here(vectors)
+    profile = target.load(base) if base else probe_results.base_for(results)
+    if results.disturbed:
+        terminal.say("other programs were running beside the probe: its figures are too low; probe again when the machine is idle")
+    if results.emulated:
+        terminal.say("an emulator ran the probe: its figures say nothing of a real machine")
+    return to_toml(probe_results.profile_of(results, profile, name, now()[:10], link))
 
 
 def _file_of(name: str) -> Path:

@@ -67,6 +67,12 @@ class Program:
         with self._busy:
             return self._library.profile_ns(memory, self.threads, runs) / 1e3
 
+    def time_call_us(self, call: int, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Wall-clock microseconds of each of ``runs`` runs of kernel call number ``call`` by itself, shape [runs]."""
+        memory, _ = self._memory(self._given(inputs))
+        with self._busy:
+            return self._library.time_ns(memory, self.threads, runs, first=call, count=1) / 1e3
+
     def _given(self, inputs: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
         if inputs is not None:
             return inputs

@@ -75,8 +75,10 @@ class Memory(_Frozen):
     l1d_bytes: int = Field(gt=0, description="per core")
     l2_bytes: int = Field(gt=0, description="per core that shares it")
     l3_bytes: int = Field(default=0, ge=0)
-    dram_gb_per_s: float = Field(gt=0)
+    dram_gb_per_s: float = Field(gt=0, description="all cores together")
     l2_gb_per_s: float = Field(gt=0, description="per core")
+    l1_gb_per_s: float | None = Field(default=None, gt=0, description="per core")
+    l3_gb_per_s: float | None = Field(default=None, gt=0, description="all cores together")
 
 
 class Gpu(_Frozen):
@@ -241,7 +243,7 @@ class TargetProfile(_Frozen):
     def _is_default(self, figure: str) -> bool:
         table, _, key = figure.partition(".")
         # `in_order = false` and no L3 are the absence of something; nobody publishes that.
-        return bool(key) and key not in getattr(self, table).model_fields_set
+        return bool(key) and (key not in getattr(self, table).model_fields_set or not getattr(getattr(self, table), key))
 
     @property
     def lanes(self) -> int:
@@ -267,6 +269,7 @@ class TargetProfile(_Frozen):
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
         unread |= {table: True for table in ("incore", "gpu") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
+        unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
         text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -283,8 +286,13 @@ def host_features() -> frozenset[str]:
         return frozenset()
     for line in text.splitlines():
         if line.split(":")[0].strip() in ("flags", "Features"):
-            return frozenset(_CPUINFO_TO_LLVM.get(f, f) for f in line.split(":", 1)[1].split())
+            return features_of(line.split(":", 1)[1])
     return frozenset()
+
+
+def features_of(text: str) -> frozenset[str]:
+    """Extensions named in ``text`` as /proc/cpuinfo names them, under LLVM's names."""
+    return frozenset(_CPUINFO_TO_LLVM.get(f, f) for f in text.split())
 
 
 def search_path() -> list[Path]:

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Mapping
 
-from benchmarks import report
+from benchmarks import plots, report
 from benchmarks.networks.catalog import NETWORKS, VARIANTS
 
 PEERS = ("onnxruntime", "openvino", "torch-compile")
@@ -131,8 +131,22 @@ def _page(path: Path) -> Path:
             )
     if len({r["commit"] for r in latest.values()}) > 1:
         notes.append("Rows are of several commits, each named: a row of an older one says nothing of kernels made since.")
+    pictures = []
+    if any(_ratio(r) for r in latest.values()):
+        pictures.append(report.RESULTS / "networks.svg")
+        plots.ratios(_panels(latest, order), pictures[0])
     notes.append("Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median.")
-    return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes)
+    return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes, pictures)
+
+
+def _panels(latest: Mapping[tuple, Record], order: Mapping[str, int]) -> list[tuple[str, list[tuple[str, str, float]]]]:
+    """For each batch size: network, variant and the fastest peer over hwprune, of those that were timed."""
+    panels: dict[int, list] = {}
+    for batch, network, variant in sorted(latest, key=lambda k: (k[0], order[k[1]], order[k[2]])):
+        ratio = _ratio(latest[batch, network, variant])
+        if ratio is not None:
+            panels.setdefault(batch, []).append((network, variant, ratio))
+    return [(f"batch {batch}", rows) for batch, rows in panels.items()]
 
 
 def _text(value: float | None, form: str) -> str:

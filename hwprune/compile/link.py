@@ -41,7 +41,7 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [compiler, *_OPTIONS, *_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
+        command = [compiler, *_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
         command += ["-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -63,7 +63,8 @@ def native_sources() -> Path:
     return Path(str(resources.files("hwprune.kernels").joinpath("native")))
 
 
-def _includes() -> list[str]:
+def ffi_includes() -> list[str]:
+    """Options that show a compiler the headers of TVM's calling convention."""
     from tvm_ffi import libinfo
 
     return [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]

@@ -147,13 +147,13 @@ class AnalyticModel:
         return vector_ops / self.profile.core.fma_per_cycle / self.threads
 
     def _memory_us(self, bytes_moved: np.ndarray) -> np.ndarray:
-        """float64 [n]: time to move ``bytes_moved`` at the bandwidth of the level that holds them."""
+        """float64 [n]: microseconds to move ``bytes_moved`` at the bandwidth of the level that holds them."""
         core, memory = self.profile.core, self.profile.memory
-        l1 = core.vector_bits / 8 * core.fma_per_cycle * core.frequency_mhz  # bytes per microsecond and core
+        l1 = memory.l1_gb_per_s * 1e3 if memory.l1_gb_per_s else core.vector_bits / 8 * core.fma_per_cycle * core.frequency_mhz
         l2 = memory.l2_gb_per_s * 1e3
         dram = memory.dram_gb_per_s * 1e3
-        # A profile gives no L3 bandwidth: the geometric mean of its neighbours stands for it.
-        l3 = max(math.sqrt(l2 * self.threads * dram), dram)
+        # Where a profile gives no L3 bandwidth, the geometric mean of its neighbours stands for it.
+        l3 = memory.l3_gb_per_s * 1e3 if memory.l3_gb_per_s else max(math.sqrt(l2 * self.threads * dram), dram)
         levels = [
             (memory.l1d_bytes * self.threads, l1 * self.threads),
             (memory.l2_bytes * self.threads, l2 * self.threads),

@@ -66,6 +66,16 @@ def test_large_tensors_move_at_dram_speed():
     assert AnalyticModel(make_profile()).predict([workload])[0].latency_us == pytest.approx(3 * 512 * 512 * 32 / 10e3)
 
 
+def test_bandwidth_of_l1_and_l3_where_the_profile_gives_them():
+    profile = make_profile()
+    measured = profile.memory.model_copy(update={"l1_gb_per_s": 48.0, "l3_bytes": 1 << 25, "l3_gb_per_s": 20.0})
+    model = AnalyticModel(profile.model_copy(update={"memory": measured}))
+    for side, gb_per_s in ((8, 48.0), (256, 20.0)):
+        shape = TensorSpec((1, side, side, 8))
+        workload = Workload((shape, shape), (OpCall.make("add", 0, 1),), shape)
+        assert model.predict([workload])[0].latency_us == pytest.approx(3 * side * side * 32 / (gb_per_s * 1e3))
+
+
 def test_latency_over_output_width_is_a_staircase():
     model = AnalyticModel(make_profile())
     latency = [e.latency_us for e in model.predict([conv(16, co) for co in range(1, 41)])]

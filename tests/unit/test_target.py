@@ -179,3 +179,10 @@ def test_missing_parents_circles_and_files(folder: Path) -> None:
         target.load_file(write(folder, "b", 'extends = "a"\n'))
     with pytest.raises(TargetError, match="cannot read target profile nowhere.toml: No such file"):
         target.load("nowhere.toml")
+
+
+def test_digest_of_a_profile_that_gives_more_bandwidths_is_another_one() -> None:
+    plain = target.load("rpi4")
+    more = plain.model_copy(update={"memory": plain.memory.model_copy(update={"l1_gb_per_s": 20.0})})
+    assert more.digest() != plain.digest()
+    assert "l1_gb_per_s" not in to_toml(plain) and "l1_gb_per_s = 20.0" in to_toml(more)

@@ -1,0 +1,273 @@
+"""Each kernel of ResNet-50 and MobileNetV2 beside what this machine can do at most: dense, batch 1, float32, measured.
+
+    python -m benchmarks.kernels
+
+Peak and bandwidths are measured by hwprune-probe, before, between and after the networks, the best of them counts. Networks are
+timed in rounds: every kernel within the network, and
+by itself over and over (its operands then in the nearest cache that holds them). What is attainable is a roofline: the longer
+of the multiplications that are really done at the peak of all threads, and the bytes that must move, each once, at the read
+bandwidth of the level that they come from. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks import plots, report
+from benchmarks.networks.catalog import build
+from hwprune import runtime
+from hwprune.compile.artifact import build_artifact
+from hwprune.compile.lower import lower
+from hwprune.costing import Costing, load_target
+from hwprune.graph import trace
+from hwprune.kernels import kernel_inputs
+from hwprune.kernels.schedule import Config
+from hwprune.measure import probe_program
+from hwprune.measure.probe_results import ProbeResults, calmest
+from hwprune.target import TargetProfile
+from hwprune.workload import TensorSpec, Workload
+
+NETWORKS = ("resnet50", "mobilenet_v2")
+HEADER = (
+    "network", "call", "kernel", "rule", "in network us", "alone us", "share", "direct GFLOP/s", "GFLOP/s", "of peak", "weights kB",
+    "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "attainable us", "of attainable",
+)  # fmt: skip
+SUMMARY = ("network", "kernels", "calls", "us", "share", "attainable us", "of attainable", "of peak")
+
+#: The quantile over rounds that counts as a kernel's latency: a machine that others use, too, disturbs single rounds.
+_QUANTILE = 0.25
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured of it: operations a microsecond, and bytes a microsecond by level, on all threads."""
+
+    flops_per_us: float
+    bytes_per_us: dict[str, float]
+    profile: TargetProfile
+
+    @staticmethod
+    def of(results: ProbeResults, profile: TargetProfile) -> "Machine":
+        reach = {level: getattr(results.read_gb_per_s, level) for level in ("l1", "l2", "l3", "dram")}
+        rates = {level: r.all_threads.best * 1e3 for level, r in reach.items() if r is not None and r.all_threads is not None}
+        return Machine(results.peak_gflops.all_threads.best * 1e3, rates, profile)
+
+    def level_of(self, size_bytes: float) -> str:
+        """The nearest level of memory behind L1 that holds so much."""
+        memory = self.profile.memory
+        if size_bytes <= self.profile.threads * memory.l2_bytes:
+            return "l2"
+        return "l3" if size_bytes <= memory.l3_bytes and "l3" in self.bytes_per_us else "dram"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One call of a network: what it does, what it took, and what it could have taken. Microseconds, bytes."""
+
+    network: str
+    call: str
+    workload: Workload
+    config: Config
+    us: float
+    alone_us: float
+    multiplied: float
+    weights: int
+    activations: int
+    weights_from: str
+    activations_from: str
+    compute_us: float
+    memory_us: float
+
+    @property
+    def attainable_us(self) -> float:
+        return max(self.compute_us, self.memory_us)
+
+    @property
+    def fraction(self) -> float:
+        return self.attainable_us / self.us
+
+    @property
+    def bound(self) -> str:
+        if self.compute_us >= self.memory_us:
+            return "peak"
+        weights_first = self.weights > self.activations or self.weights_from == "dram"
+        return self.weights_from if weights_first and self.weights else self.activations_from
+
+    @property
+    def kind(self) -> str:
+        anchor = self.workload.anchor
+        if anchor is None:
+            return "element-wise"
+        if anchor.op == "conv2d":
+            _, kh, kw, _, _ = self.workload.inputs[anchor.args[1]].shape
+            return f"conv {kh}x{kw}"
+        if anchor.op == "depthwise":
+            kh, kw, _ = self.workload.inputs[anchor.args[1]].shape
+            return f"depthwise {kh}x{kw}"
+        return anchor.op
+
+    def row(self, total_us: float) -> tuple:
+        moved = self.weights + self.activations
+        rate = moved / self.us / 1e3
+        multiplied, direct = (2 * macs / self.us / 1e3 for macs in (self.multiplied, self.workload.macs))
+        return (
+            self.network, self.call, f"{self.kind} {_shape(self.workload)}", _rule(self.config), f"{self.us:.1f}", f"{self.alone_us:.1f}",
+            f"{self.us / total_us:.1%}", f"{direct:.0f}", f"{multiplied:.0f}", f"{self.compute_us / self.us:.0%}",
+            f"{self.weights / 1e3:.0f}", self.weights_from, f"{self.activations / 1e3:.0f}", self.activations_from, f"{rate:.1f}",
+            f"{self.memory_us / self.us:.0%}", f"{2 * self.multiplied / moved:.1f}", self.bound, f"{self.attainable_us:.1f}",
+            f"{self.fraction:.0%}",
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", action="append", choices=NETWORKS, help="may be repeated; both by default")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--store", type=Path, help="measurement store with the tuned schedules")
+    options = parser.parse_args()
+    profile = load_target("native")
+    probed, timings = [probe_program.run_here(profile)], []
+    for name in options.network or NETWORKS:
+        timings.append(timed_network(name, profile, options.rounds, options.store))
+        probed.append(probe_program.run_here(profile))
+    results = calmest(probed)
+    machine = Machine.of(results, profile)
+    print(_write([k for timing in timings for k in kernels_of(timing, machine)], results))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of a network: of each call its name, workload, schedule, microseconds within and alone."""
+
+    network: str
+    calls: list[tuple[str, Workload, Config, float, float]]
+
+
+def timed_network(name: str, profile: TargetProfile, rounds: int, store: Path | None) -> Timing:
+    """Every call of the network, compiled with tuned kernels."""
+    module, x = build(name, "dense", 1)
+    network = lower(trace(module, x), profile)
+    emitted = network.emitted()
+    with tempfile.TemporaryDirectory() as folder, Costing(profile, store, weights_bytes=network.weight_bytes()) as cost:
+        cost.measure(network.workloads(), "tune")
+        picked = [cost.pick(e.workload) for e in emitted]
+        program = runtime.load(build_artifact(network, profile, cost.pick, Path(folder, "artifact")))
+        within, alone = timed(program, rounds)
+    names, workloads = [call.name for call in network.calls], [e.workload for e in emitted]
+    return Timing(name, list(zip(names, workloads, picked, within, alone)))
+
+
+def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
+    """The calls beside what ``machine`` could do."""
+    weights_from = machine.level_of(sum(_split(workload, config)[0] for _, workload, config, _, _ in timing.calls))
+    kernels = []
+    for call, workload, config, us, alone_us in timing.calls:
+        weights, activations = _split(workload, config)
+        # What the kernel before wrote is near if it fits there beside what streams through.
+        activations_from = machine.level_of(activations + weights)
+        multiplied = _multiplied(workload, config)
+        memory_us = weights / machine.bytes_per_us[weights_from] + activations / machine.bytes_per_us[activations_from]
+        kernels.append(
+            Kernel(timing.network, call, workload, config, us, alone_us, multiplied, weights, activations, weights_from,
+                   activations_from, 2 * multiplied / machine.flops_per_us, memory_us)
+        )  # fmt: skip
+    return kernels
+
+
+def timed(program: runtime.Program, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds of each call within the network, and of each by itself over and over; both of shape [calls]."""
+    count = program.profile_us(runs=3).shape[1]
+    within, alone = np.zeros((rounds, count)), np.zeros((rounds, count))
+    for r in range(rounds):
+        within[r] = program.profile_us(runs=3).min(axis=0)
+        if r % 2 == 0:  # alone it is calmer
+            alone[r : r + 2] = [np.quantile(program.time_call_us(i, runs=6), 0.25) for i in range(count)]
+        time.sleep(0.02)
+    return np.quantile(within, _QUANTILE, axis=0), np.quantile(alone, _QUANTILE, axis=0)
+
+
+def _split(workload: Workload, config: Config) -> tuple[int, int]:
+    """Bytes of constants as the kernel reads them, and of activations read and written."""
+    inputs: Sequence[TensorSpec] = kernel_inputs(workload, config)
+    weights = sum(t.size_bytes for t in inputs if t.role == "weight")
+    return weights, sum(t.size_bytes for t in inputs if t.role != "weight") + workload.output.size_bytes
+
+
+def _multiplied(workload: Workload, config: Config) -> float:
+    """Multiply-adds that the kernel really does in its products: Winograd's F(m x m, 3x3) does (m + 2)^2 for each m x m
+    pixels instead of 9 m^2; transforms are not counted."""
+    if config.rule != "winograd":
+        return workload.macs
+    m = int(config["m"])
+    _, height, width = workload.anchor["out"]
+    tiles = math.ceil(height / m) * math.ceil(width / m)
+    return workload.macs * tiles * (m + 2) ** 2 / (9 * height * width)
+
+
+def _shape(workload: Workload) -> str:
+    anchor = workload.anchor
+    if anchor is None or anchor.op not in ("conv2d", "depthwise"):
+        return "x".join(map(str, workload.output.shape))
+    stride = f" /{anchor['stride'][0]}" if anchor["stride"] != (1, 1) else ""
+    place = f"{workload.output.shape[-1]} at {'x'.join(map(str, anchor.get('out', workload.output.shape[:3])[1:]))}{stride}"
+    return f"{workload.inputs[anchor.args[1]].shape[3]}>{place}" if anchor.op == "conv2d" else place
+
+
+def _rule(config: Config) -> str:
+    return f"{config.rule} {config['m']}" if config.rule == "winograd" else config.rule
+
+
+def _summary(kernels: Sequence[Kernel]) -> Iterator[tuple]:
+    for name in dict.fromkeys(k.network for k in kernels):
+        mine = [k for k in kernels if k.network == name]
+        total = sum(k.us for k in mine)
+        kinds = sorted({k.kind for k in mine}, key=lambda kind: -sum(k.us for k in mine if k.kind == kind))
+        for label, some in [("all", mine), *((kind, [k for k in mine if k.kind == kind]) for kind in kinds)]:
+            us, attainable = sum(k.us for k in some), sum(k.attainable_us for k in some)
+            yield (name, label, len(some), f"{us:.0f}", f"{us / total:.0%}", f"{attainable:.0f}", f"{attainable / us:.0%}",
+                   f"{sum(k.compute_us for k in some) / us:.0%}")  # fmt: skip
+
+
+def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
+    totals = {k.network: sum(other.us for other in kernels if other.network == k.network) for k in kernels}
+    rows = [k.row(totals[k.network]) for k in kernels]
+    lost = sorted(kernels, key=lambda k: k.attainable_us - k.us)[:15]
+    peak = results.peak_gflops
+    read_rates = results.read_gb_per_s
+    facts = [("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads))] + [
+        (f"read {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
+        for level in ("l1", "l2", "l3", "dram") if (reach := getattr(read_rates, level)) is not None
+    ]  # fmt: skip
+    picture = report.RESULTS / "kernels.svg"
+    plots.layers([(name, [k for k in kernels if k.network == name]) for name in totals], picture)
+    notes = [
+        "in network: lower quartile over rounds of each kernel's time within runs of the whole network; alone: the same kernel run "
+        "over and over. direct GFLOP/s counts the multiplications of a direct convolution, GFLOP/s those that Winograd kernels really do.",
+        "attainable: the longer of multiplications at the measured peak and bytes at the measured read bandwidths, each byte moved "
+        "once. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
+        "operands. of bandwidth: memory time over time taken.",
+        "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "
+        "clock was higher, or neighbours on the machine took less of its memory's bandwidth, than while the probe ran.",
+    ]  # fmt: skip
+    tables = [
+        ("Machine", ("figure", "one core", "all threads"), facts), ("Summary", SUMMARY, list(_summary(kernels))),
+        ("Most time lost", HEADER, [k.row(totals[k.network]) for k in lost]), ("Calls", HEADER, rows),
+    ]  # fmt: skip
+    command = "python -m benchmarks.kernels"
+    return report.write("kernels", "Kernels beside what the machine can do", command, tables, notes, pictures=[picture])
+
+
+def _figure(rate) -> str:
+    return "" if rate is None else f"{rate.best:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The arithmetic of the kernel benchmark, by hand, and that its page and plot are written of it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as xml
+
+import pytest
+from test_measure_probe_results import rate, reach, results
+
+from benchmarks import kernels, plots, report
+from hwprune import target
+from hwprune.compile.lower import lower
+from hwprune.graph import trace
+from hwprune.kernels.schedule import Config
+
+
+@pytest.fixture(scope="module")
+def timing():
+    """A 3x3 convolution of 32 to 32 channels on 10 x 10 pixels with ReLU by Winograd, a depthwise one, and a linear layer."""
+    import torch
+    from torch import nn
+
+    net = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Flatten(), nn.Linear(3200, 64))
+    emitted = lower(trace(net.eval(), torch.zeros(1, 32, 10, 10)), target.load("x86")).emitted()
+    assert emitted[0].workload.macs == 10 * 10 * 32 * 32 * 9
+    configs = [Config.make("winograd", m=4, split="phases", rows=3, wt=1, cov=1)] + [Config.make("conv_direct")] * (len(emitted) - 1)
+    return kernels.Timing("net", [(f"call{i}", e.workload, c, 100.0, 50.0) for i, (e, c) in enumerate(zip(emitted, configs))])
+
+
+@pytest.fixture(scope="module")
+def machine():
+    read = {"l1": reach(9.0, 90.0), "l2": reach(5.0, 50.0), "l3": reach(3.0, 30.0), "dram": reach(1.0, 10.0)}
+    return kernels.Machine.of(results(peak_gflops={"one_core": rate(60.0), "all_threads": rate(100.0)}, read_gb_per_s=read), target.load("x86"))
+
+
+def test_winograd_beside_the_roofline(timing, machine):
+    made = kernels.kernels_of(timing, machine)[0]
+    tiles = 3 * 3  # of 4 x 4 pixels
+    assert made.multiplied == pytest.approx(tiles * 36 * 32 * 32)
+    assert made.weights == 4 * (36 * 32 * 32 + 32)  # transformed, and the bias
+    assert made.activations == 4 * 2 * 10 * 10 * 32
+    assert (made.weights_from, made.activations_from) == ("l3", "l2")  # a megabyte of constants does not fit two L2 of 256 KiB
+    assert made.compute_us == pytest.approx(2 * tiles * 36 * 32 * 32 / 100e3)
+    assert made.memory_us == pytest.approx(made.weights / 30e3 + made.activations / 50e3)
+    assert made.bound == "l3" if made.memory_us > made.compute_us else "peak"
+    assert made.fraction == pytest.approx(max(made.compute_us, made.memory_us) / 100)
+
+
+def test_kinds(timing, machine):
+    assert [k.kind for k in kernels.kernels_of(timing, machine)][:2] == ["conv 3x3", "depthwise 3x3"]
+
+
+def test_page_and_plot(timing, machine, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    made = kernels.kernels_of(timing, machine)
+    page = kernels._write(made, results()).read_text()
+    assert "| net | all |" in page and "conv 3x3 32>32 at 10x10" in page and "(kernels.svg)" in page
+    first = (tmp_path / "kernels.svg").read_bytes()
+    assert xml.fromstring(first).tag.endswith("svg") and b"share of the attainable" in first
+    plots.layers([("net", made)], tmp_path / "kernels.svg")
+    assert (tmp_path / "kernels.svg").read_bytes() == first
