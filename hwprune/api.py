@@ -9,16 +9,18 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from hwprune.budget import parse_bytes, parse_latency
 from hwprune.compile.lower import Network, lower
+from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
@@ -28,7 +30,7 @@ from hwprune.progress import SILENT, Progress
 from hwprune.prove import prove
 from hwprune.prune import prune
 from hwprune.record import Stopwatch, data_facts, machine, now, versions
-from hwprune.results import BenchRow, InspectReport, MeasureReport
+from hwprune.results import BenchRow, BundleReport, InspectReport, MeasureReport
 from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
 from hwprune.run_folder import RunFolder, default_out
 from hwprune.search.driver import Search
@@ -38,10 +40,15 @@ from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
 from hwprune.spec.data import DataSet
 from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+if TYPE_CHECKING:
+    from hwprune.measure.importing import Imported
+    from hwprune.measure.job import Job
 
 __all__ = [
-    "SearchResult", "bench", "compile_model", "compile_run", "default_out", "finetune_run", "inspect", "load_run", "measure",
-    "search",
+    "SearchResult", "bench", "bundle", "compile_model", "compile_run", "default_out", "finetune_run", "import_results", "inspect",
+    "load_run", "measure", "search",
 ]  # fmt: skip
 
 #: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
@@ -49,6 +56,9 @@ _SCORING_BATCHES, _SCORING_BATCH_SIZE = 16, 64
 
 #: Uniform shares of the units at which ``measure`` times a network's kernels.
 _MEASURED_SHARES = (0.75, 0.5, 0.25)
+
+#: Schedules of each workload that go into a bundle: of the dense network's kernels, and of narrowed ones.
+_PACKED_DENSE, _PACKED_NARROWED = 8, 4
 
 
 def search(
@@ -261,21 +271,89 @@ def measure(
     UsageError if this machine cannot run the target's code.
     """
     started, profile = time.perf_counter(), load_target(target, threads)
-    check_runs_here(profile, "nothing can be measured here")
+    check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
+    view, narrowed = _measured_kernels(model, example_input, profile, freeze)
+    dense = view.workloads({})
+    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
+        cost.measure(dense, "tune")
+        kernels = {w.key: w for w in [*dense, *narrowed]}
+        known = sum(cost.model.is_measured(w) for w in kernels.values())
+        cost.measure(list(kernels.values()))
+        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
+
+
+def bundle(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    out: str | Path,
+    *,
+    target: str,
+    freeze: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> BundleReport:
+    """Pack the kernels that ``measure`` would time into the tar file ``out``, for a device that this machine is not.
+
+    On the device ``tar xf`` and ``./measure`` make results.json of it, which ``import_results`` takes. An interrupted call
+    goes on where it was when it is made again. Raises CompileError where the target's compiler is missing.
+    """
+    from hwprune.measure.bundle import write_bundle
+
+    started, out, profile = time.perf_counter(), Path(out), load_target(target, threads)
+    parts = out.with_name(f"{out.name}.parts")
+    job = _device_job(model, example_input, profile, freeze, parts, progress)
+    write_bundle(job, profile, parts, out)
+    shutil.rmtree(parts)
+    return BundleReport(out, out.stat().st_size, len(job.workloads), len(job.kernels) - 1, time.perf_counter() - started)
+
+
+def import_results(
+    path: str | Path, *, target: str | None = None, emulated: bool = False, store: str | Path | None = None, progress: Progress = SILENT
+) -> Imported:
+    """Keep what a bundle has measured in the store, under the device's name.
+
+    target : where the job's target is not found by name. emulated : keep an emulator's times, too; no cost model reads
+    them. Raises UsageError, and keeps nothing, if the file was edited or cut short or does not fit this hwprune.
+    """
+    from hwprune.measure import importing
+    from hwprune.measure.store import Store
+
+    results = importing.read_results(Path(path))
+    importing.check_fits(results, target, emulated, str(path))
+    opened = Store(store, progress)
+    try:
+        return importing.store_results(results, opened)
+    finally:
+        opened.close()
+
+
+def _device_job(
+    model: nn.Module, example_input: torch.Tensor, profile: TargetProfile, freeze: Sequence[str], folder: Path, progress: Progress
+) -> "Job":
+    """The kernels of ``model`` for a device of ``profile``, built into ``folder``."""
+    from hwprune.measure.bundle import Asked, build_job
+    from hwprune.measure.measurer import spread_bytes
+
+    view, narrowed = _measured_kernels(model, example_input, profile, freeze)
+    schedules = {w.key: Asked(w, _PACKED_NARROWED) for w in narrowed}
+    schedules |= {w.key: Asked(w, _PACKED_DENSE) for w in view.workloads({})}
+    spread = spread_bytes(view.network.weight_bytes(), profile)
+    return build_job(list(schedules.values()), profile, profile.threads, spread, folder, progress)
+
+
+def _measured_kernels(
+    model: nn.Module, example_input: torch.Tensor, profile: TargetProfile, freeze: Sequence[str]
+) -> tuple[NetworkView, list[Workload]]:
+    """The network, and its kernels when it is uniformly narrowed to widths that a search may choose."""
     traced = trace(model, example_input)
     graph = analyze(traced, freeze)
     view = NetworkView(lower(traced, profile), graph)
     full = {g.id: g.width for g in graph.groups}
-    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
-        cost.measure(view.workloads({}), "tune")
-        widths = candidate_widths(view, full, cost.prior)
-        narrowed = [
-            {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
-        ]
-        kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
-        known = sum(cost.model.is_measured(w) for w in kernels.values())
-        cost.measure(list(kernels.values()))
-        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
+    widths = candidate_widths(view, full, analytic_model(profile))
+    chosen = [
+        {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
+    ]
+    return view, list({w.key: w for some in chosen for w in view.workloads(some)}.values())
 
 
 def inspect(

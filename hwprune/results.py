@@ -107,6 +107,20 @@ class MeasureReport:
 
 
 @dataclass(frozen=True)
+class BundleReport:
+    """What was packed for a device: the file and its size, distinct workloads, and kernels (their schedules)."""
+
+    path: Path
+    size_bytes: int
+    workloads: int
+    kernels: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
 class AxisRow:
     """A parameter's axis that a group's units lie on, ``multiplicity`` positions of it for each unit."""
 

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Sequence
 
 from tvm import tirx
 
@@ -28,7 +29,7 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
             f"target {profile.name!r} is a GPU, and artifacts are programs for CPUs so far: its kernels can be built and "
             f"checked (`python -m benchmarks.cuda_resources`) and its networks searched, but not compiled to an artifact"
         )
-    compiler = linker(profile)
+    linker(profile)
     try:
         module = build(functions, profile)
     except Exception as err:  # TVM raises all kinds of exceptions
@@ -41,9 +42,13 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [compiler, *_OPTIONS, *_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
-        command += ["-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [*_OPTIONS, *_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm", "-o", str(out)]
+        run_compiler(command, profile)
+
+
+def run_compiler(arguments: Sequence[str], profile: TargetProfile) -> None:
+    """Run the target's compiler driver. CompileError with its first error, or with its package where it is missing."""
+    done = subprocess.run([linker(profile), *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or [*done.stderr.splitlines(), f"exit code {done.returncode}"]
         raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {lines[0].strip()}")

@@ -21,6 +21,9 @@ DRIFT_BOUNDS = (0.6, 1.25)
 #: A measurement whose interval is wider than this share of its latency is flagged, not hidden.
 NOISY = 0.10
 
+#: The quantile over rounds of the reference kernel alone that is its latency when undisturbed.
+UNDISTURBED = 0.1
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -58,6 +61,11 @@ def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline
     calm = np.argsort(slowness, kind="stable")[: max(3, round(QUANTILE * len(slowness)))]
     reference = np.median(reference_us[calm])
     return [_latency(samples, np.median(samples[calm]), reference, baseline_us) for samples in samples_us]
+
+
+def undisturbed(reference_us: np.ndarray) -> float:
+    """The reference kernel's latency when undisturbed, from rounds [rounds] of nothing else."""
+    return float(np.quantile(reference_us, UNDISTURBED))
 
 
 def _latency(samples_us: np.ndarray, value_us: float, reference_us: float, baseline_us: float) -> Latency:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from hwprune.errors import StoreError
+from hwprune.measure.device import EMULATED
 from hwprune.measure.estimate import Latency
 from hwprune.progress import SILENT, Progress
 from hwprune.workload import Workload
@@ -106,6 +107,15 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is written within is kept as a whole or not at all. StoreError."""
+        try:
+            with _transaction(self._db):
+                yield
+        except sqlite3.Error as err:
+            raise StoreError(f"measurement store {self.path}: {err}; free some space or choose another with --store") from None
+
     def record(self, workload: Workload, config: str, context: Context, latency: Latency, effort: int) -> None:
         """Keep a measurement; a newer one of the same key replaces it."""
         self._write(workload, config, context, effort, latency, None)
@@ -140,6 +150,14 @@ class Store:
             (workload.key, context.device, context.threads, context.software),
         )
         return dict(rows)
+
+    def devices(self, threads: int, software: str) -> list[tuple[str, str]]:
+        """Devices on which kernels were measured so, and when last, the latest first; no emulated ones."""
+        return self._execute(
+            "SELECT device, MAX(measured_at) AS latest FROM measurement WHERE threads=? AND software=? AND failure IS NULL "
+            "AND device NOT LIKE ? GROUP BY device ORDER BY latest DESC, device",
+            (threads, software, f"{EMULATED}%"),
+        )
 
     def _table(self, context: Context, admits: Callable[[str], bool] = lambda config: True) -> dict[str, Measurement]:
         rows = self._execute(
