@@ -15,6 +15,7 @@ from hwprune.cli_options import (
     InputShape,
     Json,
     Normalize,
+    OptionalTarget,
     Seed,
     Store,
     Target,
@@ -163,48 +164,74 @@ def finetune(
 
 
 def measure(
-    target: Target,
+    target: OptionalTarget = None,
     model: Model = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
     freeze: Freeze = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE.tar", help="Pack the kernels for a device instead of timing them here."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="results.json", help="Keep what a bundle has measured on a device.")
+    ] = None,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="With --import: keep an emulator's times, too; no cost model reads them.")
+    ] = False,
     threads: Threads = None,
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time the kernels of a network.
+    """Time the kernels of a network, here or on a device.
 
     Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it
     lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+
+    For a device, --bundle packs the kernels; there, `tar xf FILE.tar && ./measure` writes results.json, without Python
+    and without a network; --import keeps it.
 
     \b
     Examples:
       hwprune measure --target native
       hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224
+      hwprune measure --target rpi4 --model torchvision:resnet18 --input-shape 1x3x224x224 --bundle rpi4.tar
+      hwprune measure --import results.json
     """
     with reporting(json, debug) as terminal:
-        announce_target(terminal, target)
+        _check_measure(target, model, bundle, import_, emulated)
+        if target is not None:
+            announce_target(terminal, target)
+        if import_ is not None:
+            from hwprune import api
+
+            found = api.import_results(import_, target=target, emulated=emulated, store=store, progress=terminal)
+            terminal.result(found.to_json(), *found.lines())
+            return
         model, data = default_model(terminal, model, data)
 
         from hwprune import api
 
         loaded, _, example = load_subject(model, weights, data, None, input_shape)
-        report = api.measure(
-            loaded.module,
-            example,
-            target=target,
-            freeze=tuple(freeze or ()),
-            threads=threads,
-            store=store,
-            progress=terminal,
-        )
-        terminal.result(
-            report.to_json(),
-            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s",
-            f"store: {report.store}",
-        )
+        common = dict(target=target, freeze=tuple(freeze or ()), threads=threads, progress=terminal)
+        if bundle is not None:
+            report = api.bundle(loaded.module, example, bundle, **common)
+        else:
+            report = api.measure(loaded.module, example, store=store, **common)
+        terminal.result(report.to_json(), *report.lines())
+
+
+def _check_measure(target: str | None, model: str | None, bundle: Path | None, results: Path | None, emulated: bool) -> None:
+    from hwprune.errors import UsageError
+
+    if results is not None and (bundle is not None or model is not None):
+        raise UsageError(f"--import {results} takes neither --bundle nor --model: the file says what was measured")
+    if results is None and target is None:
+        raise UsageError("measure needs --target; `hwprune targets list` shows all, and `native` is this machine")
+    if emulated and results is None:
+        raise UsageError("--emulated goes with --import; on the device it is `./measure --emulated`")
 
 
 def inspect(

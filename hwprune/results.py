@@ -105,6 +105,9 @@ class MeasureReport:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "store": str(self.store)}
 
+    def lines(self) -> tuple[str, ...]:
+        return (f"{self.kernels} kernels, {self.measured_now} timed now in {self.seconds:.1f} s", f"store: {self.store}")
+
 
 @dataclass(frozen=True)
 class BundleReport:
@@ -118,6 +121,13 @@ class BundleReport:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
+
+    def lines(self) -> tuple[str, ...]:
+        return (
+            f"{self.path}: {self.workloads} kernels in {self.kernels} schedules, {self.size_bytes / 1e6:.1f} MB, built in {self.seconds:.1f} s",
+            f"on the device: tar xf {self.path.name} && ./measure",
+            "then here: hwprune measure --import results.json",
+        )
 
 
 @dataclass(frozen=True)

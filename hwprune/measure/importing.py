@@ -118,6 +118,11 @@ class Imported:
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "store": str(self.store)}
 
+    def lines(self) -> tuple[str, ...]:
+        told = f"{self.workloads} kernels in {self.schedules} schedules, {self.noisy} of them noisy, {self.failures} schedules failed"
+        energy = (f"energy of {len(self.energy_uj)} kernels",) if self.energy_uj else ()
+        return (f"target {self.target!r} on {self.device}", told, *energy, f"store: {self.store}")
+
 
 def read_results(path: Path) -> Results:
     """The results in the file ``path``. UsageError if it is cut short, edited, of another version, or no such file."""
