@@ -13,5 +13,7 @@ _OPTIONS = ("-O2", "-std=c++17", "-static-libstdc++", "-static-libgcc", "-s", "-
 
 def build_agent(profile: TargetProfile, out: Path) -> None:
     """Compile the agent for ``profile`` into the file ``out``. CompileError names what is missing."""
-    sources = sorted(str(path) for path in (native_sources() / "agent").glob("*.cpp"))
-    run_compiler([*_OPTIONS, *sources, "-o", str(out), "-ldl"], profile)
+    folder = native_sources() / "agent"
+    # in one translation unit: most of the compiling is the C++ library's headers
+    others = [part for path in sorted(folder.glob("*.cpp")) if path.name != "main.cpp" for part in ("-include", str(path))]
+    run_compiler([*_OPTIONS, *others, str(folder / "main.cpp"), "-o", str(out), "-ldl"], profile)

@@ -164,7 +164,12 @@ def _assemble(job: Job, records: list[_Record]) -> Results:
     def all_of(kind: type) -> tuple:
         return tuple(r for r in records if isinstance(r, kind))
 
-    measured, failed = all_of(_Measured), all_of(_Failed)
+    devices, baselines, measured, failed = (all_of(kind) for kind in (_Device, _Baseline, _Measured, _Failed))
+    if not devices or not baselines:
+        raise ValueError("it names no device, or lacks the reference kernel's times")
+    for number in (*(k.kernel for m in measured for k in m.kernels), *(f.kernel for f in failed)):
+        if number >= len(job.kernels):
+            raise ValueError(f"the job has no kernel {number}")
     for m in measured:
         for k in m.kernels:
             if job.kernels[k.kernel].workload != m.workload:
@@ -172,9 +177,7 @@ def _assemble(job: Job, records: list[_Record]) -> Results:
         times = np.array([*(k.samples_us for k in m.kernels), m.reference_us])
         if not (np.isfinite(times).all() and (times > 0).all()):
             raise ValueError(f"a time of workload {m.workload} is not positive")
-    if any(f.kernel >= len(job.kernels) for f in failed):
-        raise ValueError("a failure of a kernel that the job lacks")
-    return Results(job, all_of(_Device)[0].device, undisturbed(np.array(all_of(_Baseline)[0].baseline_us)), measured, failed)
+    return Results(job, devices[0].device, undisturbed(np.array(baselines[0].baseline_us)), measured, failed)
 
 
 def check_fits(results: Results, target: str | None, emulated: bool, source: str) -> TargetProfile:

@@ -16,6 +16,7 @@ Kernels of one library are timed together, in turn; all kernels of a workload ar
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Callable
@@ -26,6 +27,7 @@ from hwprune.workload import Workload
 
 SCHEMA_VERSION = 1
 _FIRST = "hwprune-job"
+_TYPES = {"int": int, "float": float, "str": str}
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,9 @@ class Job:
         return hashlib.sha256(self.to_text().encode()).hexdigest()
 
     def to_text(self) -> str:
-        import json
-
         lines = [(_FIRST, SCHEMA_VERSION)]
         for part in (self.header, self.limits):
-            lines += [(f.name, getattr(part, f.name)) for f in fields(part)]
+            lines += [(f.name, _TYPES[f.type](getattr(part, f.name))) for f in fields(part)]
         lines += [("library", b.file, b.sha256) for b in self.libraries]
         lines += [("workload", effort, json.dumps(w.to_json())) for effort, w in zip(self.efforts, self.workloads)]
         lines += [
@@ -136,12 +136,12 @@ def _from_rows(rows: list[list[str]]) -> Job:
 
     facts = {row[0]: row[1] for row in rows if len(row) == 2}
     header, limits = (
-        kind(**{f.name: {"int": int, "float": float, "str": str}[f.type](facts[f.name]) for f in fields(kind)})
+        kind(**{f.name: _TYPES[f.type](facts[f.name]) for f in fields(kind)})
         for kind in (Header, Limits)
     )
     workloads = many("workload", lambda effort, text: (int(effort), Workload.from_json(text)))
     placed = lambda w, library, step, size, config: Placed(int(w), int(library), int(step), int(size), config)  # noqa: E731
-    return Job(
+    job = Job(
         header=header,
         limits=limits,
         libraries=many("library", BuiltLibrary),
@@ -150,3 +150,6 @@ def _from_rows(rows: list[list[str]]) -> Job:
         kernels=(*many("reference", placed), *many("kernel", placed)),
         failures=many("failure", lambda w, why, config: (int(w), why, config)),
     )
+    if any(not 0 <= n < len(workloads) for n in (*(k.workload for k in job.kernels[1:]), *(f[0] for f in job.failures))):
+        raise ValueError("a kernel of no workload")
+    return job

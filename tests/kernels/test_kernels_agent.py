@@ -1,0 +1,219 @@
+"""The agent, over libraries whose kernels are written for the test: what they take is fixed, and some crash or hang."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from hwprune.measure.agent import build_agent
+from hwprune.measure.device import local_device
+from hwprune.measure.importing import read_results
+from hwprune.measure.job import BuiltLibrary, Header, Job, Limits, Placed
+from hwprune.workload import OpCall, TensorSpec, Workload
+
+#: Step 0 takes 20 us, step n 20 + n us; some do worse.
+CRASHES, HANGS, FAILS, SLEEPS = 90, 91, 92, 93
+SOURCE = f"""
+#include <stdint.h>
+#include <unistd.h>
+const int64_t hwprune_facts[] = {{2, 1, 1, 64, 0, 100, 1, 16, 16}};
+const char* hwprune_error(void) {{ return "Error: too\\nhot"; }}
+int32_t hwprune_time(void** in, void** out, void* weights, void* scratch, int32_t threads, int32_t first, int32_t count,
+                     int64_t copies, int64_t stride, int64_t turn, int64_t runs, int64_t* samples) {{
+  if (first == {CRASHES}) *(volatile int*)0 = 1;
+  if (first == {HANGS}) for (;;) pause();
+  if (first == {FAILS}) return -1;
+  if (first == {SLEEPS}) usleep(20000);
+  for (int64_t r = 0; r < runs; ++r) samples[r] = 20000 + 1000 * first;
+  return 0;
+}}
+"""
+LIMITS = Limits(min_rounds=3, max_rounds=5, baseline_rounds=3, pause_us=0, hang_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def built(usable, tmp_path_factory) -> Path:
+    """A folder with the agent and a library."""
+    profile, folder = usable(8), tmp_path_factory.mktemp("agent")
+    build_agent(profile, folder / "measure")
+    (folder / "kernels.c").write_text(SOURCE)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "kernels.c", "-o", "kernels.so"], cwd=folder, check=True)
+    return folder
+
+
+def workload(number: int) -> Workload:
+    spec = TensorSpec((1, 4, 4, 8 * (number + 1)))
+    return Workload((spec,), (OpCall.make("clip", 0, low=0.0, high=None),), spec)
+
+
+class Device:
+    """A folder as it is after `tar xf`. ``steps``: of the kernels of each workload, which has a library of its own."""
+
+    def __init__(self, folder: Path, built: Path, steps: list[list[int]], limits: Limits = LIMITS):
+        self.folder = folder
+        shutil.copy(built / "measure", folder / "measure")
+        for i in range(len(steps) + 1):
+            shutil.copy(built / "kernels.so", folder / f"{i}.so")
+        digest = hashlib.sha256((built / "kernels.so").read_bytes()).hexdigest()
+        kernels = [Placed(i, i + 1, step, 64, f"step {step}") for i, some in enumerate(steps) for step in some]
+        self.job = Job(
+            Header("x86", "digest", "software", platform.machine(), 1, 0), limits,
+            tuple(BuiltLibrary(f"{i}.so", digest) for i in range(len(steps) + 1)),
+            tuple(workload(i) for i in range(len(steps))), tuple(len(some) for some in steps),
+            (Placed(-1, 0, 0, 64, "reference"), *kernels),
+        )  # fmt: skip
+        (folder / "job.tsv").write_text(self.job.to_text())
+
+    def start(self, **how) -> subprocess.Popen:
+        return subprocess.Popen(["./measure"], cwd=self.folder, stderr=subprocess.PIPE, text=True, **how)
+
+    def measure(self, **how) -> tuple[int, str]:
+        process = self.start(**how)
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err
+
+    def refusal(self, **how) -> str:
+        code, err = self.measure(**how)
+        last = err.splitlines()[-1]
+        assert code == 1 and last.startswith("measure: ") and not (self.folder / "results.json").exists()
+        return last
+
+    def journal(self) -> list[str]:
+        path = self.folder / "journal.jsonl"
+        return path.read_text().splitlines(keepends=True) if path.exists() else []
+
+    def measured(self) -> dict[int, list[float]]:
+        """Kernel number -> its samples."""
+        results = read_results(self.folder / "results.json")
+        return {k.kernel: k.samples_us for m in results.measured for k in m.kernels}
+
+
+@pytest.fixture
+def device(built, tmp_path):
+    return lambda steps, limits=LIMITS: Device(tmp_path, built, steps, limits)
+
+
+def test_the_fastest_are_timed_properly_and_the_others_are_named(device):
+    board = device([[5, 1, 9, 2], [3]])
+    assert board.measure()[0] == 0
+    results = read_results(board.folder / "results.json")
+    assert results.job == board.job and results.context.device == local_device() and results.baseline_us == 20.0
+    first, second = results.measured
+    assert {k.kernel: k.samples_us for k in first.kernels} == {2: [21.0] * 3, 4: [22.0] * 3}  # the interval is zero: 3 rounds
+    assert first.screened_us == {1: 25.0, 3: 29.0} and first.reference_us == [20.0] * 3
+    assert [k.kernel for k in second.kernels] == [5] and second.stopped == "interval" and not second.throttled
+
+
+def test_kernels_that_crash_hang_or_fail_take_nothing_else_down(device):
+    board = device([[1, CRASHES, 2], [HANGS, 3], [FAILS], [4]])
+    assert board.measure()[0] == 0
+    results = read_results(board.folder / "results.json")
+    assert sorted(board.measured()) == [1, 3, 5, 7]
+    said = {f.kernel: f.failure for f in results.failed}
+    assert said == {2: "crashed: Segmentation fault", 4: "did not end within 0.5 s", 6: "Error: too hot"}
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(device):
+    board = device([[1], [2], [SLEEPS], [3]], Limits(min_rounds=3, max_rounds=5, baseline_rounds=3, pause_us=0))
+    process = board.start()
+    while len(board.journal()) < 4:  # device, baseline, two workloads
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = board.journal()
+    with open(board.folder / "journal.jsonl", "a") as file:
+        file.write('{"workload":2,"kernels":[{"kern')  # as a kill within a write leaves it
+    assert board.measure()[0] == 0
+    after = board.journal()
+    assert after[: len(before)] == before and len(after) == 6
+    assert sorted(board.measured()) == [1, 2, 3, 4]
+    assert board.measure()[0] == 0 and board.journal() == after  # nothing is left to do
+
+
+def test_full_disk_is_one_sentence_and_loses_nothing(device):
+    board = device([[1], [2], [3]])
+
+    def no_space():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+
+    said = board.refusal(preexec_fn=no_space)
+    before = board.journal()
+    assert "cannot write" in said and "File too large" in said and f"the {len(before)} lines before are kept" in said
+    assert 2 <= len(before) < 5 and before[-1].endswith("}\n")
+    assert board.measure()[0] == 0
+    assert board.journal()[: len(before)] == before and sorted(board.measured()) == [1, 2, 3]
+
+
+def test_damaged_journal_is_set_aside_and_what_is_lost_is_measured_again(device):
+    board = device([[1], [2], [3]])
+    assert board.measure()[0] == 0
+    lines = board.journal()
+    edited = [*lines[:3], lines[3].replace("22", "11"), lines[4]]
+    (board.folder / "journal.jsonl").write_text("".join(edited))
+    code, err = board.measure()
+    assert code == 0 and "is damaged after 3 lines" in err
+    assert (board.folder / "journal.jsonl.damaged").read_text() == "".join(edited)
+    assert board.journal()[:3] == lines[:3] and sorted(board.measured()) == [1, 2, 3]
+
+
+def test_journal_of_another_job_is_not_taken_over(device):
+    board = device([[1]])
+    assert board.measure()[0] == 0
+    (board.folder / "job.tsv").write_text(board.job.to_text().replace("software\tsoftware", "software\tnewer"))
+    assert "of another job" in board.measure()[1]
+    assert read_results(board.folder / "results.json").job.header.software == "newer"
+
+
+def test_one_process_at_a_time(device):
+    board = device([[SLEEPS]])
+    first = board.start()
+    while not board.journal():
+        time.sleep(0.005)
+    assert "another process is measuring here" in board.refusal()
+    first.kill()
+    first.communicate(timeout=60)
+
+
+def test_altered_files_are_refused(device):
+    board = device([[1]])
+    library = board.folder / "1.so"
+    good = library.read_bytes()
+    library.write_bytes(good[:-1] + b"x")
+    assert "1.so is not what the bundle was made with" in board.refusal()
+    library.write_bytes(good)
+    job = board.folder / "job.tsv"
+    text = job.read_text()
+    for altered, said in (
+        (text[: len(text) // 2], "is cut short"),
+        (text.replace("hwprune-job\t1", "hwprune-job\t2"), "no job of this agent's version"),
+        (text.replace(f"machine\t{platform.machine()}", "machine\tpdp11"), "this bundle is for pdp11"),
+        (text.replace("threads\t1\n", "threads\t9999\n"), "measures on 9999 threads, but only"),
+        (text.replace("burst_us\t1500.0", "burst_us\tmuch"), "`much` is no number"),
+        (text.replace("kernel\t0\t1\t", "kernel\t0\t7\t"), "kernel of no library"),
+    ):
+        assert altered != text
+        job.write_text(altered)
+        assert said in board.refusal()
+
+
+def test_reference_that_does_not_run_says_that_the_processor_may_be_wrong(device):
+    board = device([[1]])
+    text = board.job.to_text()
+    (board.folder / "job.tsv").write_text(text.replace("reference\t-1\t0\t0\t", f"reference\t-1\t0\t{CRASHES}\t"))
+    assert "the reference kernel does not run here (crashed: Segmentation fault): is this processor one of target 'x86'?" in board.refusal()
+
+
+def test_journal_is_json_lines(device):
+    board = device([[1]])
+    assert board.measure()[0] == 0
+    assert [next(iter(json.loads(line))) for line in board.journal()] == ["device", "baseline_us", "workload"]
