@@ -45,10 +45,11 @@ from hwprune.workload import Workload
 if TYPE_CHECKING:
     from hwprune.measure.importing import Imported
     from hwprune.measure.job import Job
+    from hwprune.measure.store import Store
 
 __all__ = [
     "SearchResult", "bench", "bundle", "compile_model", "compile_run", "default_out", "finetune_run", "import_results", "inspect",
-    "load_run", "measure", "search",
+    "load_run", "measure", "measure_on_boards", "search",
 ]  # fmt: skip
 
 #: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
@@ -307,6 +308,48 @@ def bundle(
     return BundleReport(out, out.stat().st_size, len(job.workloads), len(job.kernels) - 1, time.perf_counter() - started)
 
 
+def measure_on_boards(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    rpc: str,
+    key: str,
+    *,
+    target: str,
+    freeze: Sequence[str] = (),
+    threads: int | None = None,
+    emulated: bool = False,
+    store: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Imported:
+    """Time the kernels that ``measure`` would time on all boards called ``key`` behind TVM's RPC tracker at ``rpc``.
+
+    Boards share the work; what one returns is kept at once, and what the store has of the latest device of this target is
+    not measured again. emulated : as for ``import_results``. Raises UsageError where no tracker or no such board is,
+    MeasureError when all boards died.
+    """
+    from hwprune.measure import importing
+    from hwprune.measure.rpc import measure_on_boards, parse_address
+    from hwprune.measure.store import Store
+
+    profile, tracker = load_target(target, threads), parse_address(rpc)
+    opened, kept = Store(store, progress), []
+    parts = opened.path.with_name(f"{opened.path.name}.{profile.name}.parts")
+
+    def keep(text: str) -> None:
+        results = importing.parse_results(text, "a board's answer")
+        importing.check_fits(results, profile, emulated, "a board's answer")
+        kept.append(importing.store_results(results, opened))
+
+    try:
+        job = _device_job(model, example_input, profile, freeze, parts, progress, opened)
+        if job.workloads:
+            measure_on_boards(job, profile, parts, tracker, key, keep, progress)
+        shutil.rmtree(parts)
+        return importing.together(profile.name, kept, opened.path)
+    finally:
+        opened.close()
+
+
 def import_results(
     path: str | Path, *, target: str | None = None, emulated: bool = False, store: str | Path | None = None, progress: Progress = SILENT
 ) -> Imported:
@@ -319,7 +362,7 @@ def import_results(
     from hwprune.measure.store import Store
 
     results = importing.read_results(Path(path))
-    importing.check_fits(results, target, emulated, str(path))
+    importing.check_fits(results, importing.profile_of(results, target, str(path)), emulated, str(path))
     opened = Store(store, progress)
     try:
         return importing.store_results(results, opened)
@@ -328,17 +371,22 @@ def import_results(
 
 
 def _device_job(
-    model: nn.Module, example_input: torch.Tensor, profile: TargetProfile, freeze: Sequence[str], folder: Path, progress: Progress
-) -> "Job":
-    """The kernels of ``model`` for a device of ``profile``, built into ``folder``."""
+    model: nn.Module, example_input: torch.Tensor, profile: TargetProfile, freeze: Sequence[str], folder: Path,
+    progress: Progress, store: "Store | None" = None,
+) -> "Job":  # fmt: skip
+    """The kernels of ``model`` for a device of ``profile``, but for those that ``store`` knows, built into ``folder``."""
     from hwprune.measure.bundle import Asked, build_job
+    from hwprune.measure.device import software
     from hwprune.measure.measurer import spread_bytes
 
     view, narrowed = _measured_kernels(model, example_input, profile, freeze)
-    schedules = {w.key: Asked(w, _PACKED_NARROWED) for w in narrowed}
-    schedules |= {w.key: Asked(w, _PACKED_DENSE) for w in view.workloads({})}
+    asked = {w.key: Asked(w, _PACKED_NARROWED) for w in narrowed}
+    asked |= {w.key: Asked(w, _PACKED_DENSE) for w in view.workloads({})}
     spread = spread_bytes(view.network.weight_bytes(), profile)
-    return build_job(list(schedules.values()), profile, profile.threads, spread, folder, progress)
+    known = store.latest_of(profile.threads, software(profile, spread)) if store else None
+    efforts = {m.workload.key: m.effort for m in known.measurements} if known else {}
+    wanted = [a for key, a in asked.items() if efforts.get(key, 0) < a.schedules]
+    return build_job(wanted, profile, profile.threads, spread, folder, progress)
 
 
 def _measured_kernels(

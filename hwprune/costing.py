@@ -64,20 +64,22 @@ class Costing:
         """Answer with what the latest device of this target measured, if the store has any for networks of this size."""
         from hwprune.measure.device import software
         from hwprune.measure.measurer import admitting, spread_bytes
-        from hwprune.measure.store import Context, Store, default_path
+        from hwprune.measure.store import Store, default_path
 
         path = Path(path) if path is not None else default_path()
         if not path.exists():
             return
         self.store = Store(path, progress)
         made_with = software(self.profile, spread_bytes(weights_bytes, self.profile))
-        devices = self.store.devices(self.profile.threads, made_with)
-        if not devices:
+        found = self.store.latest_of(self.profile.threads, made_with, admitting(self._exact))
+        if found is None:
             return
-        context = Context(devices[0][0], self.profile.threads, made_with)
-        others = f", the latest of {len(devices)} devices" if len(devices) > 1 else ""
-        progress.say(f"target {self.profile.name!r}: kernels measured on {context.device} until {devices[0][1]}{others}; the analytic model for the rest")
-        self._imported = {m.workload.key: m for m in self.store.all_best(context, admitting(self._exact))}
+        others = f", the latest of {found.devices} devices" if found.devices > 1 else ""
+        progress.say(
+            f"target {self.profile.name!r}: kernels measured on {found.context.device} until {found.measured_at}{others}; "
+            f"the analytic model for the rest"
+        )
+        self._imported = {m.workload.key: m for m in found.measurements}
         self.model = TableModel(self._imported.values, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:

@@ -7,7 +7,8 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from types import MappingProxyType
+from typing import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class Unpacked:
     parts: Path
     folder: Path
 
-    def measure(self, emulator: Sequence[str] = (), environment: dict[str, str] = {}) -> Path:
+    def measure(self, emulator: Sequence[str] = (), environment: Mapping[str, str] = MappingProxyType({})) -> Path:
         """Run the agent and return its results file."""
         done = subprocess.run([*emulator, "./measure"], cwd=self.folder, env={**os.environ, **environment},
                               capture_output=True, text=True, timeout=240)  # fmt: skip

@@ -42,7 +42,7 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [*_OPTIONS, *_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm", "-o", str(out)]
+        command = [*_OPTIONS, *tvm_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm", "-o", str(out)]
         run_compiler(command, profile)
 
 
@@ -68,7 +68,7 @@ def native_sources() -> Path:
     return Path(str(resources.files("hwprune.kernels").joinpath("native")))
 
 
-def _includes() -> list[str]:
+def tvm_includes() -> list[str]:
     from tvm_ffi import libinfo
 
     return [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -180,17 +180,19 @@ def _assemble(job: Job, records: list[_Record]) -> Results:
     return Results(job, devices[0].device, undisturbed(np.array(baselines[0].baseline_us)), measured, failed)
 
 
-def check_fits(results: Results, target: str | None, emulated: bool, source: str) -> TargetProfile:
-    """The profile that the results are of, if they may be stored as its measurements.
-
-    target : what the user calls it; None for the name in the job. emulated : whether an emulator's figures are wanted.
-    Raises UsageError: of another target or another version of kernels, or of an emulator and nobody asked for that.
-    """
-    header = results.job.header
+def profile_of(results: Results, target: str | None, source: str) -> TargetProfile:
+    """The profile that the results are of: ``target``, or the one that the job names. UsageError."""
+    name = results.job.header.target
     try:
-        profile = load(target or header.target)
+        return load(target or name)
     except TargetError as err:
-        raise UsageError(f"{source} is of target {header.target!r}: {err}; give its profile with --target FILE.toml") from None
+        raise UsageError(f"{source} is of target {name!r}: {err}; give its profile with --target FILE.toml") from None
+
+
+def check_fits(results: Results, profile: TargetProfile, emulated: bool, source: str) -> None:
+    """Raises UsageError if the results may not be stored as measurements of ``profile``: they are of another target or
+    another version of kernels, or of an emulator and nobody asked for that (``emulated``)."""
+    header = results.job.header
     if profile.name != header.target:
         raise UsageError(f"{source} is of target {header.target!r}, but --target says {profile.name!r}; leave --target out")
     expected = software(profile, header.spread_bytes)
@@ -202,7 +204,6 @@ def check_fits(results: Results, target: str | None, emulated: bool, source: str
         raise UsageError(
             f"{source} was measured in an emulator ({results.device.emulated}), whose times say nothing of a board; --emulated stores them, named so, and no cost model reads them"
         )
-    return profile
 
 
 def store_results(results: Results, store: Store) -> Imported:
@@ -231,3 +232,11 @@ def store_results(results: Results, store: Store) -> Imported:
             store.record_failure(job.workloads[number], config, context, why, job.efforts[number])
     failures = len(results.failed) + len(job.failures)
     return Imported(job.header.target, context.device, len(results.measured), schedules, noisy, failures, store.path, energy)
+
+
+def together(target: str, parts: Sequence[Imported], store: Path) -> Imported:
+    """One account of several imports of parts of a job."""
+    devices = ", ".join(sorted({p.device for p in parts})) or "no device: nothing was left to measure"
+    counts = {name: sum(getattr(p, name) for p in parts) for name in ("workloads", "schedules", "noisy", "failures")}
+    energy = [uj for p in parts for uj in p.energy_uj.values()]
+    return Imported(target, devices, **counts, store=store, energy_uj=dict(enumerate(energy)))

@@ -57,6 +57,16 @@ class Measurement:
     effort: int
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """The best measurements of one of ``devices`` devices, the one that measured last, at ``measured_at``."""
+
+    context: Context
+    measured_at: str
+    devices: int
+    measurements: list[Measurement]
+
+
 def default_path() -> Path:
     import platformdirs
 
@@ -151,13 +161,17 @@ class Store:
         )
         return dict(rows)
 
-    def devices(self, threads: int, software: str) -> list[tuple[str, str]]:
-        """Devices on which kernels were measured so, and when last, the latest first; no emulated ones."""
-        return self._execute(
+    def latest_of(self, threads: int, software: str, admits: Callable[[str], bool] = lambda config: True) -> "Elsewhere | None":
+        """What the device knows on which kernels were measured so last; None if there is none. Emulators do not count."""
+        devices = self._execute(
             "SELECT device, MAX(measured_at) AS latest FROM measurement WHERE threads=? AND software=? AND failure IS NULL "
             "AND device NOT LIKE ? GROUP BY device ORDER BY latest DESC, device",
             (threads, software, f"{EMULATED}%"),
         )
+        if not devices:
+            return None
+        context = Context(devices[0][0], threads, software)
+        return Elsewhere(context, devices[0][1], len(devices), self.all_best(context, admits))
 
     def _table(self, context: Context, admits: Callable[[str], bool] = lambda config: True) -> dict[str, Measurement]:
         rows = self._execute(

@@ -37,7 +37,7 @@ def test_an_emulators_times_are_refused_and_when_asked_for_kept_apart(results, t
     told = api.import_results(path, store=store, emulated=True)
     assert told.device.startswith("emulated (") and told.workloads == 3
     opened = Store(store)
-    assert opened.devices(2, bundle.job.header.software) == []
+    assert opened.latest_of(2, bundle.job.header.software) is None
     opened.close()
     with Costing(bundle.profile, store) as cost:
         assert {e.provenance for e in cost.model.predict(bundle.job.workloads)} == {"analytic"}

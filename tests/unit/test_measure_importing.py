@@ -17,7 +17,7 @@ import pytest
 from hwprune.costing import Costing
 from hwprune.errors import UsageError
 from hwprune.measure.device import software
-from hwprune.measure.importing import check_fits, parse_results, read_results, store_results
+from hwprune.measure.importing import check_fits, parse_results, profile_of, read_results, store_results
 from hwprune.measure.job import BuiltLibrary, Header, Job, Limits, Placed
 from hwprune.measure.store import Context, Store
 from hwprune.progress import Silent
@@ -186,7 +186,10 @@ def test_other_files_are_refused(text):
 
 
 def check(job, target=None):
-    return check_fits(parse_results(sealed(job, records()), "r.json"), target, False, "r.json")
+    results = parse_results(sealed(job, records()), "r.json")
+    profile = profile_of(results, target, "r.json")
+    check_fits(results, profile, False, "r.json")
+    return profile
 
 
 def test_results_of_another_target_or_profile_are_refused(job):
@@ -205,10 +208,10 @@ def test_results_of_another_target_or_profile_are_refused(job):
 def test_an_emulators_times_are_stored_by_name_only_and_nothing_reads_them(job, store):
     results = parse_results(sealed(job, records(emulated="qemu")), "r.json")
     with pytest.raises(UsageError, match="measured in an emulator \\(qemu\\), whose times say nothing of a board; --emulated"):
-        check_fits(results, None, False, "r.json")
-    check_fits(results, None, True, "r.json")
+        check_fits(results, load(TARGET), False, "r.json")
+    check_fits(results, load(TARGET), True, "r.json")
     assert store_results(results, store).device == f"emulated (qemu): {DEVICE}"
-    assert store.devices(4, job.header.software) == []
+    assert store.latest_of(4, job.header.software) is None
     with Costing(load(TARGET), store.path) as cost:
         assert [e.provenance for e in cost.model.predict(job.workloads)] == ["analytic", "analytic"]
 
