@@ -328,10 +328,11 @@ def measure_on_boards(
     MeasureError when all boards died.
     """
     from hwprune.measure import importing
-    from hwprune.measure.rpc import measure_on_boards, parse_address
+    from hwprune.measure.rpc import boards, measure_on_boards, parse_address
     from hwprune.measure.store import Store
 
     profile, tracker = load_target(target, threads), parse_address(rpc)
+    boards(tracker, key)  # before anything is built for them
     opened, kept = Store(store, progress), []
     parts = opened.path.with_name(f"{opened.path.name}.{profile.name}.parts")
 

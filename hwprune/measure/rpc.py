@@ -36,25 +36,45 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def boards(tracker: tuple[str, int], key: str) -> list[str]:
+    """Addresses of the boards called ``key`` that the tracker knows. UsageError if there is no tracker, or none of them."""
+    try:
+        socket.create_connection(tracker, timeout=_TRACKER_S).close()  # TVM's own waits a minute for one that is not there
+        from tvm.rpc.client import TrackerSession
+
+        known = TrackerSession(tracker).summary()["server_info"]
+    except ImportError as err:
+        raise UsageError(f"--rpc needs the package {err.name!r}; install it with: pip install 'hwprune[rpc]'") from None
+    except (OSError, RuntimeError, ValueError, KeyError) as err:
+        start = f"python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {tracker[1]} --port-end {tracker[1] + 1}"
+        raise UsageError(f"no RPC tracker answers at {tracker[0]}:{tracker[1]} ({err}); start one with `{start}`") from None
+    found = [":".join(map(str, server["addr"])) for server in known if server["key"] == f"server:{key}"]
+    if not found:
+        others = sorted({server["key"].removeprefix("server:") for server in known})
+        raise UsageError(f"the tracker at {tracker[0]}:{tracker[1]} knows no board {key!r}; it knows {', '.join(others) or 'none at all'}")
+    return found
+
+
 def measure_on_boards(
     job: Job, profile: TargetProfile, folder: Path, tracker: tuple[str, int], key: str, keep: Callable[[str], None],
     progress: Progress = SILENT,
 ) -> None:  # fmt: skip
     """Have ``job``, whose libraries are in ``folder``, measured by all boards that the tracker knows under ``key``.
 
-    keep : takes each results text as it comes. Raises UsageError where no tracker or no such board is, MeasureError when
-    all boards died.
+    keep : takes each results text as it comes. Raises what ``boards`` raises, and MeasureError when all boards died.
     """
-    connect_tracker, boards = _boards(tracker, key)
+    from tvm import rpc
+
+    found = boards(tracker, key)
     write_atomic(folder / _AGENT, lambda p: build_agent(profile, p))
     write_atomic(folder / _STARTER, lambda p: _build_starter(profile, p))
 
     def connect() -> _Board:
-        return _Board(connect_tracker().request(key, max_retry=1), folder)
+        return _Board(rpc.connect_tracker(*tracker).request(key, max_retry=1), folder)
 
     parts = [only(job, number) for number in range(1, len(job.libraries))]
     limit_s = job.limits.batch_s + job.limits.hang_s + _PATIENCE_S
-    share(parts, [(name, connect) for name in boards], keep, limit_s, progress)
+    share(parts, [(name, connect) for name in found], keep, limit_s, progress)
 
 
 def only(job: Job, library: int) -> Job:
@@ -96,32 +116,6 @@ class _Board:
         self._session.remove(job.libraries[1].file)  # boards have little memory, and a folder there is often in it
         self._uploaded.discard(job.libraries[1].file)
         return bytes(self._session.download("results.json")).decode()
-
-
-def _boards(tracker: tuple[str, int], key: str) -> tuple[Callable[[], Any], list[str]]:
-    """How to connect to the tracker, and the addresses of its boards called ``key``."""
-    try:
-        socket.create_connection(tracker, timeout=_TRACKER_S).close()  # TVM's own waits a minute for one that is not there
-        from tvm import rpc
-        from tvm.rpc.client import TrackerSession
-    except ImportError as err:
-        raise UsageError(f"--rpc needs the package {err.name!r}; install it with: pip install 'hwprune[rpc]'") from None
-    except OSError as err:
-        raise _no_tracker(tracker, err) from None
-    try:
-        known = TrackerSession(tracker).summary()["server_info"]
-    except (OSError, RuntimeError, ValueError, KeyError) as err:
-        raise _no_tracker(tracker, err) from None
-    found = [":".join(map(str, server["addr"])) for server in known if server["key"] == f"server:{key}"]
-    if not found:
-        others = sorted({server["key"].removeprefix("server:") for server in known})
-        raise UsageError(f"the tracker at {tracker[0]}:{tracker[1]} knows no board {key!r}; it knows {', '.join(others) or 'none at all'}")
-    return lambda: rpc.connect_tracker(*tracker), found
-
-
-def _no_tracker(tracker: tuple[str, int], err: Exception) -> UsageError:
-    start = f"python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {tracker[1]}"
-    return UsageError(f"no RPC tracker answers at {tracker[0]}:{tracker[1]} ({err}); start one with `{start}`")
 
 
 def _build_starter(profile: TargetProfile, out: Path) -> None:
