@@ -56,7 +56,8 @@ def folder(agent, tmp_path_factory):
     return folder
 
 
-def test_a_board_that_dies_is_dropped_and_nothing_is_lost(usable, agent, tracker, servers, folder):
+def test_a_board_that_dies_is_dropped_and_nothing_is_lost(usable, agent, tracker, servers, folder, monkeypatch):
+    monkeypatch.setattr("hwprune.measure.rpc.build_agent", lambda profile, out: shutil.copy(agent / "measure", out))
     whole, kept, saying = job((agent / "kernels.so").read_bytes(), [[SLEEPS, 1]] * LIBRARIES, LIMITS), [], Saying()
 
     def keep(text: str) -> None:

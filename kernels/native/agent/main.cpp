@@ -36,13 +36,13 @@ struct Progress {
   std::string device;
   bool baseline = false;
   std::set<int> workloads, failed;  // measured; kernels that crash or hang
-  size_t noisy = 0;
+  size_t unsettled = 0;  // throttled, or at a limit before the interval was narrow
 
   void take(const std::string& body) {
     int number = 0;
     if (std::sscanf(body.c_str(), "{\"workload\":%d", &number) == 1) {
       workloads.insert(number);
-      noisy += body.find("\"stopped\":\"interval\"") == std::string::npos || body.find("\"throttled\":true") != std::string::npos;
+      unsettled += body.find("\"stopped\":\"interval\"") == std::string::npos || body.find("\"throttled\":true") != std::string::npos;
     } else if (std::sscanf(body.c_str(), "{\"kernel\":%d", &number) == 1)
       failed.insert(number);
     else if (body.rfind("{\"baseline_us\"", 0) == 0)
@@ -74,8 +74,8 @@ class Run {
     if (!done_.baseline) baseline();
     for (size_t library = 1; library < job_.libraries.size(); ++library) batch(static_cast<int>(library));
     write_whole(folder_ + "/results.json", results());
-    std::fprintf(stderr, "measure: %zu workloads measured, %zu of them noisy, %zu schedules failed; take %s/results.json to `hwprune measure --import`\n",
-                 done_.workloads.size(), done_.noisy, done_.failed.size(), folder_.c_str());
+    std::fprintf(stderr, "measure: %zu workloads measured, %zu of them throttled or not within %g %%, %zu schedules failed; take %s/results.json to `hwprune measure --import`\n",
+                 done_.workloads.size(), done_.unsettled, 100 * job_.interval, done_.failed.size(), folder_.c_str());
   }
 
  private:
