@@ -8,7 +8,8 @@ from hwprune.compile.link import native_sources, run_compiler
 from hwprune.target import TargetProfile
 
 #: The C++ library goes into the program: a board may have an older one, and the C library is all that is asked of it.
-_OPTIONS = ("-O2", "-std=c++17", "-static-libstdc++", "-static-libgcc", "-s", "-pthread")
+#: Of the C++ library only what is used: the rest asks for a newer C library.
+_OPTIONS = ("-O2", "-std=c++17", "-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-s", "-pthread")
 
 
 def build_agent(profile: TargetProfile, out: Path) -> None:

@@ -164,7 +164,7 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
     if (round >= job.min_rounds || (late && round >= 3)) {
       const double drift_interval = relative_interval(drift);
       for (auto g = groups.begin(); g != groups.end();) {
-        const double interval = std::hypot(g->widest(), drift_interval);
+        const double width = g->widest(), interval = std::sqrt(width * width + drift_interval * drift_interval);
         const char* stopped = interval <= job.interval ? "interval" : round >= job.max_rounds ? "rounds" : late ? "time" : nullptr;
         if (stopped != nullptr) report(record(*g, drift, interval, stopped, before, cpus));
         g = stopped != nullptr ? groups.erase(g) : g + 1;
