@@ -376,10 +376,11 @@ def _device_job(
     progress: Progress, store: "Store | None" = None,
 ) -> "Job":  # fmt: skip
     """The kernels of ``model`` for a device of ``profile``, but for those that ``store`` knows, built into ``folder``."""
-    from hwprune.measure.bundle import Asked, build_job
+    from hwprune.measure.bundle import Asked, build_job, check_packable
     from hwprune.measure.device import software
     from hwprune.measure.measurer import spread_bytes
 
+    check_packable(profile)  # before the network is traced for nothing
     view, narrowed = _measured_kernels(model, example_input, profile, freeze)
     asked = {w.key: Asked(w, _PACKED_NARROWED) for w in narrowed}
     asked |= {w.key: Asked(w, _PACKED_DENSE) for w in view.workloads({})}

@@ -52,9 +52,7 @@ def build_job(
 
     What stands in the folder from an earlier, interrupted call is used again. Raises CompileError, MeasureError.
     """
-    if profile.gpu is not None:
-        raise UsageError(f"target {profile.name!r} is a GPU, and kernels are packed for CPUs so far; choose another target")
-    linker(profile)
+    check_packable(profile)
     builder = _Builder(profile, threads, folder)
     builder.add([Asked(reference(profile)[0], 1)], exact=True)
     batches = _batches(asked)
@@ -67,6 +65,13 @@ def build_job(
         target=profile.name, profile=profile.digest(), software=software(profile, spread_bytes), machine=profile.architecture,
         threads=threads, spread_bytes=spread_bytes,
     ), limits)  # fmt: skip
+
+
+def check_packable(profile: TargetProfile) -> None:
+    """UsageError or CompileError, with the reason, where no kernels can be packed for ``profile``."""
+    if profile.gpu is not None:
+        raise UsageError(f"target {profile.name!r} is a GPU, and kernels are packed for CPUs so far; choose another target")
+    linker(profile)
 
 
 def write_bundle(job: Job, profile: TargetProfile, folder: Path, out: Path) -> None:
