@@ -235,7 +235,8 @@ def measure(
 
 
 def _check_measure(
-    target: str | None, model: str | None, bundle: Path | None, results: Path | None, rpc: str | None, key: str | None, emulated: bool
+    target: str | None, model: str | None, bundle: Path | None, results: Path | None, rpc: str | None, key: str | None,
+    emulated: bool,
 ) -> None:
     from hwprune.errors import UsageError
 

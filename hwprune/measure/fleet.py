@@ -75,7 +75,10 @@ def share(
         if board.job is not None:
             died[board.job.sha256] += 1
             if died[board.job.sha256] >= _ATTEMPTS:
-                raise MeasureError(f"{_ATTEMPTS} boards died on the same kernels, the last one, {board.name}, with: {reason}; what was measured is kept")
+                raise MeasureError(
+                    f"{_ATTEMPTS} boards died on the same kernels, the last one, {board.name}, with: {reason}; what was "
+                    f"measured is kept"
+                )
             waiting.appendleft(board.job)
 
     try:
@@ -84,7 +87,10 @@ def share(
                 while waiting and idle:
                     idle.pop().give(waiting.popleft())
                 if not alive:
-                    raise MeasureError(f"no board is left ({why}) and {open_jobs} of {len(jobs)} libraries of kernels are not measured; what was measured is kept")
+                    raise MeasureError(
+                        f"no board is left ({why}) and {open_jobs} of {len(jobs)} libraries of kernels are not measured; "
+                        f"what was measured is kept"
+                    )
                 try:
                     board, answer, error = events.get(timeout=min(1.0, limit_s))
                 except queue.Empty:

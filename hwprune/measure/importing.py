@@ -129,7 +129,8 @@ def read_results(path: Path) -> Results:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"cannot read {path}: {getattr(err, 'strerror', None) or err}; give the results.json that ./measure wrote on the device") from None
+        reason = getattr(err, "strerror", None) or err
+        raise UsageError(f"cannot read {path}: {reason}; give the results.json that ./measure wrote on the device") from None
     return parse_results(text, str(path))
 
 
@@ -150,7 +151,9 @@ def parse_results(text: str, source: str) -> Results:
         return _assemble(job, records)
     except (KeyError, TypeError, ValueError) as err:
         said = f"{err.errors()[0]['loc']}: {err.errors()[0]['msg']}" if isinstance(err, ValidationError) else str(err)
-        raise UsageError(f"{source} does not hold what an agent writes ({said}); make the bundle again and measure anew") from None
+        raise UsageError(
+            f"{source} does not hold what an agent writes ({said}); make the bundle again and measure anew"
+        ) from None
 
 
 def _record(entry: dict) -> _Record:
@@ -198,11 +201,13 @@ def check_fits(results: Results, profile: TargetProfile, emulated: bool, source:
     expected = software(profile, header.spread_bytes)
     if header.software != expected:
         raise UsageError(
-            f"{source} was measured with {header.software!r}, but kernels for target {profile.name!r} are now {expected!r}; make the bundle again and measure anew"
+            f"{source} was measured with {header.software!r}, but kernels for target {profile.name!r} are now {expected!r}; "
+            f"make the bundle again and measure anew"
         )
     if results.device.emulated and not emulated:
         raise UsageError(
-            f"{source} was measured in an emulator ({results.device.emulated}), whose times say nothing of a board; --emulated stores them, named so, and no cost model reads them"
+            f"{source} was measured in an emulator ({results.device.emulated}), whose times say nothing of a board; "
+            f"--emulated stores them, named so, and no cost model reads them"
         )
 
 

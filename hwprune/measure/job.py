@@ -120,7 +120,10 @@ class Job:
         """The job of ``to_text``. UsageError, naming ``source``, if it is of another version or damaged."""
         rows = [line.split("\t") for line in text.split("\n")]
         if rows[0] != [_FIRST, str(SCHEMA_VERSION)]:
-            raise UsageError(f"{source} holds {rows[0]} where {_FIRST} {SCHEMA_VERSION} is expected; use the hwprune that made the bundle, or make a new one")
+            raise UsageError(
+                f"{source} holds {rows[0]} where {_FIRST} {SCHEMA_VERSION} is expected; use the hwprune that made the bundle, "
+                f"or make a new one"
+            )
         try:
             job = _from_rows(rows[1:])
         except (ValueError, KeyError, IndexError, TypeError) as err:

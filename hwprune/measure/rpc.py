@@ -51,7 +51,9 @@ def boards(tracker: tuple[str, int], key: str) -> list[str]:
     found = [":".join(map(str, server["addr"])) for server in known if server["key"] == f"server:{key}"]
     if not found:
         others = sorted({server["key"].removeprefix("server:") for server in known})
-        raise UsageError(f"the tracker at {tracker[0]}:{tracker[1]} knows no board {key!r}; it knows {', '.join(others) or 'none at all'}")
+        raise UsageError(
+            f"the tracker at {tracker[0]}:{tracker[1]} knows no board {key!r}; it knows {', '.join(others) or 'none at all'}"
+        )
     return found
 
 
@@ -82,10 +84,11 @@ def only(job: Job, library: int) -> Job:
     numbers = sorted({k.workload for k in job.kernels if k.library == library})
     renumbered = {old: new for new, old in enumerate(numbers)}
     flat = tuple(replace(b, file=Path(b.file).name) for b in job.libraries)
+    kernels = [replace(k, workload=renumbered[k.workload], library=1) for k in job.kernels[1:] if k.library == library]
     return replace(
         job, libraries=(flat[0], flat[library]),
         workloads=tuple(job.workloads[n] for n in numbers), efforts=tuple(job.efforts[n] for n in numbers),
-        kernels=(job.kernels[0], *(replace(k, workload=renumbered[k.workload], library=1) for k in job.kernels[1:] if k.library == library)),
+        kernels=(job.kernels[0], *kernels),
         failures=tuple((renumbered[n], why, config) for n, why, config in job.failures if n in renumbered),
     )  # fmt: skip
 

@@ -44,7 +44,8 @@ static void run(char* program, const char* folder) {
   _exit(CANNOT_START);
 }
 
-__attribute__((visibility("default"))) int32_t __tvm_ffi_hwprune_agent(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {
+__attribute__((visibility("default"))) int32_t __tvm_ffi_hwprune_agent(void* self, const TVMFFIAny* args, int32_t count,
+                                                                       TVMFFIAny* result) {
   (void)self;
   char program[LONGEST], folder[LONGEST];
   int status = CANNOT_START << 8;

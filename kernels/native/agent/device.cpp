@@ -91,17 +91,21 @@ std::string emulator() {
   const std::string machine = machine_name(), kernel = first_line("/proc/sys/kernel/arch");
   if (!kernel.empty() && kernel != machine) return "the kernel is of " + kernel + ", the program of " + machine;
   if (machine == "aarch64") {
-    if (!cpuinfo_of("vendor_id").empty()) return "the processor is one of " + cpuinfo_of("vendor_id") + ", the program of aarch64";
+    if (!cpuinfo_of("vendor_id").empty())
+      return "the processor is one of " + cpuinfo_of("vendor_id") + ", the program of aarch64";
     const std::string implementer = cpuinfo_of("CPU implementer");
-    if (!implementer.empty() && std::strtol(implementer.c_str(), nullptr, 16) == 0) return "the processor names no maker, as those that qemu makes up";
+    if (!implementer.empty() && std::strtol(implementer.c_str(), nullptr, 16) == 0)
+      return "the processor names no maker, as those that qemu makes up";
   }
-  if (machine == "x86_64" && cpuinfo_of("model name").find("TCG") != std::string::npos) return "the processor is qemu's: " + cpuinfo_of("model name");
+  if (machine == "x86_64" && cpuinfo_of("model name").find("TCG") != std::string::npos)
+    return "the processor is qemu's: " + cpuinfo_of("model name");
   return {};
 }
 
 std::string device_facts(const std::vector<int>& cpus, bool emulated) {
   const char* wanted[] = {"model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part"};
-  std::string out = "{\"machine\":" + quoted(machine_name()) + ",\"cores\":" + std::to_string(allowed_cpus().size()) + ",\"cpuinfo\":{";
+  std::string out =
+      "{\"machine\":" + quoted(machine_name()) + ",\"cores\":" + std::to_string(allowed_cpus().size()) + ",\"cpuinfo\":{";
   bool first = true;
   for (const auto& [name, value] : cpuinfo())
     for (const char* key : wanted)
@@ -119,14 +123,16 @@ Condition condition(const std::vector<int>& cpus) {
   Condition now;
   for (const int c : cpus) {
     const std::string folder = kCpus + std::to_string(c);
-    const double mhz = figure(folder + "/cpufreq/scaling_cur_freq") / 1e3, limit = figure(folder + "/cpufreq/scaling_max_freq") / 1e3;
+    const double mhz = figure(folder + "/cpufreq/scaling_cur_freq") / 1e3,
+                 limit = figure(folder + "/cpufreq/scaling_max_freq") / 1e3;
     if (mhz > 0) now.frequency_mhz = now.frequency_mhz < 0 ? mhz : std::min(now.frequency_mhz, mhz);
     if (limit > 0) now.limit_mhz = now.limit_mhz < 0 ? limit : std::min(now.limit_mhz, limit);
     if (now.governor.empty()) now.governor = first_line(folder + "/cpufreq/scaling_governor");
     const double events = figure(folder + "/thermal_throttle/core_throttle_count");
     if (events >= 0) now.throttle_events = std::max<int64_t>(now.throttle_events, 0) + static_cast<int64_t>(events);
   }
-  for (const std::string& zone : entries("/sys/class/thermal", "thermal_zone")) now.temperature_c = std::max(now.temperature_c, figure(zone + "/temp") / 1e3);
+  for (const std::string& zone : entries("/sys/class/thermal", "thermal_zone"))
+    now.temperature_c = std::max(now.temperature_c, figure(zone + "/temp") / 1e3);
   // The Raspberry Pi's firmware: bits 0 to 3 say what holds now (under-voltage, clock capped, throttled, soft limit).
   const std::string firmware = first_line("/sys/devices/platform/soc/soc:firmware/get_throttled");
   if (!firmware.empty()) now.throttle_events = std::strtol(firmware.c_str(), nullptr, 16) & 0xf;
@@ -135,7 +141,9 @@ Condition condition(const std::vector<int>& cpus) {
 
 std::string Condition::json() const {
   std::string out;
-  const auto add = [&](const char* name, const std::string& value) { out += std::string(out.empty() ? "" : ",") + "\"" + name + "\":" + value; };
+  const auto add = [&](const char* name, const std::string& value) {
+    out += std::string(out.empty() ? "" : ",") + "\"" + name + "\":" + value;
+  };
   if (!governor.empty()) add("governor", quoted(governor));
   if (frequency_mhz >= 0) add("frequency_mhz", number(frequency_mhz));
   if (limit_mhz >= 0) add("limit_mhz", number(limit_mhz));

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-std::string machine_name();           // as uname says it: aarch64, x86_64
-std::vector<int> allowed_cpus();      // processors that this process may use
+std::string machine_name();       // as uname says it: aarch64, x86_64
+std::vector<int> allowed_cpus();  // processors that this process may use
 // The `threads` processors with the highest capacity, and all that are as fast as the slowest of these.
 std::vector<int> fastest_cpus(const std::vector<int>& allowed, int threads);
 bool keep_to(const std::vector<int>& cpus);  // binds the calling thread

@@ -21,7 +21,8 @@ class Fields {
   double real(size_t i) const {
     char* end = nullptr;
     const double value = std::strtod(text(i).c_str(), &end);
-    if (*end != '\0' || end == text(i).c_str()) fail(path_ + " is damaged: `" + text(i) + "` is no number; copy the bundle again");
+    if (*end != '\0' || end == text(i).c_str())
+      fail(path_ + " is damaged: `" + text(i) + "` is no number; copy the bundle again");
     return value;
   }
   int64_t whole(size_t i) const { return static_cast<int64_t>(real(i)); }
@@ -57,11 +58,14 @@ Job read_job(const std::string& path) {
   const std::vector<std::string> lines = split(job.text, '\n');
   if (lines[0] != kFirstLine) fail(path + " is no job of this agent's version; make the bundle again");
   if (lines.size() < 2 || lines[lines.size() - 2] != "end") fail(path + " is cut short; copy the bundle again");
-  const std::map<std::string, int*> counts = {{"threads", &job.threads},           {"finalists", &job.finalists},
-                                              {"screen_rounds", &job.screen_rounds}, {"min_rounds", &job.min_rounds},
-                                              {"max_rounds", &job.max_rounds},       {"baseline_rounds", &job.baseline_rounds}};
-  const std::map<std::string, double*> figures = {
-      {"interval", &job.interval}, {"burst_us", &job.burst_us}, {"pause_us", &job.pause_us}, {"batch_s", &job.batch_s}, {"hang_s", &job.hang_s}};
+  const std::map<std::string, int*> counts = {
+      {"threads", &job.threads},       {"finalists", &job.finalists},   {"screen_rounds", &job.screen_rounds},
+      {"min_rounds", &job.min_rounds}, {"max_rounds", &job.max_rounds}, {"baseline_rounds", &job.baseline_rounds}};
+  const std::map<std::string, double*> figures = {{"interval", &job.interval},
+                                                  {"burst_us", &job.burst_us},
+                                                  {"pause_us", &job.pause_us},
+                                                  {"batch_s", &job.batch_s},
+                                                  {"hang_s", &job.hang_s}};
   for (const std::string& line : lines) {
     const Fields f(path, line);
     if (const auto count = counts.find(f.name()); count != counts.end())

@@ -39,7 +39,8 @@ bool write_all(int file, const std::string& text) {
 
 }  // namespace
 
-Journal::Journal(const std::string& path, const std::string& seed) : path_(path), hash_(seed), file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+Journal::Journal(const std::string& path, const std::string& seed)
+    : path_(path), hash_(seed), file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
   if (file_ < 0) fail("cannot write " + path + ": " + std::strerror(errno) + "; unpack the bundle where you may write");
   if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
     close(file_);
@@ -52,7 +53,9 @@ Journal::Journal(const std::string& path, const std::string& seed) : path_(path)
   const bool torn = end == std::string::npos || end + 1 == text.size();  // only the last line is not whole
   if (!torn) {
     write_whole(path + ".damaged", text);
-    std::fprintf(stderr, "measure: %s is damaged after %zu lines, or of another job; it is kept as %s.damaged, and what is lost is measured again\n",
+    std::fprintf(stderr,
+                 "measure: %s is damaged after %zu lines, or of another job; it is kept as %s.damaged, and what is lost is "
+                 "measured again\n",
                  path.c_str(), lines_.size(), path.c_str());
   }
   if (ftruncate(file_, static_cast<off_t>(size_)) != 0) fail("cannot write " + path + ": " + std::strerror(errno));
@@ -79,7 +82,8 @@ void Journal::keep(const std::string& body, const std::string& line) {
 
 void Journal::append(const std::string& body) {
   const std::string line = with_hash(body, sha256_hex(hash_ + "\n" + body));
-  const bool written = lseek(file_, static_cast<off_t>(size_), SEEK_SET) >= 0 && write_all(file_, line + "\n") && fsync(file_) == 0;
+  const bool written =
+      lseek(file_, static_cast<off_t>(size_), SEEK_SET) >= 0 && write_all(file_, line + "\n") && fsync(file_) == 0;
   if (!written) {
     const std::string why = std::strerror(errno);
     const bool cut = ftruncate(file_, static_cast<off_t>(size_)) == 0;
@@ -99,5 +103,6 @@ void write_whole(const std::string& path, const std::string& text) {
   if (written && std::rename(temporary.c_str(), path.c_str()) == 0) return;
   if (written) why = errno;
   unlink(temporary.c_str());
-  fail("cannot write " + path + ": " + std::strerror(why) + "; free some space and start ./measure again: what was measured is kept");
+  fail("cannot write " + path + ": " + std::strerror(why) +
+       "; free some space and start ./measure again: what was measured is kept");
 }

@@ -12,7 +12,8 @@ constexpr size_t kAlignment = 64;
 constexpr int64_t kFactsFormat = 2;  // hwprune/library.py: FACTS_FORMAT
 enum { FORMAT, INPUTS, OUTPUTS, WEIGHTS_BYTES, WORKSPACE_BYTES, STEPS, THREADS, ELEMENTS };
 
-using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);
+using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t,
+                         int64_t*);
 using Error = const char* (*)();
 
 void* symbol(void* library, const char* name) {
@@ -53,7 +54,10 @@ Buffer::Buffer(size_t bytes) : size_((std::max<size_t>(bytes, 1) + kAlignment - 
 }
 
 Library::Library(const std::string& path, int threads, int64_t spread_bytes)
-    : library_(load(path)), threads_(threads), spread_(spread_bytes > 0), weights_(weights_size(facts_of(library_), spread_bytes)) {
+    : library_(load(path)),
+      threads_(threads),
+      spread_(spread_bytes > 0),
+      weights_(weights_size(facts_of(library_), spread_bytes)) {
   const int64_t* facts = facts_of(library_);
   for (int64_t i = 0; i < facts[INPUTS] + facts[OUTPUTS]; ++i) {
     tensors_.emplace_back(static_cast<size_t>(facts[ELEMENTS + i]) * sizeof(float));
@@ -66,11 +70,13 @@ Library::Library(const std::string& path, int threads, int64_t spread_bytes)
 
 double Library::time_us(int step, int64_t constants_bytes, int64_t runs) {
   if (static_cast<size_t>(step) >= turns_.size()) fail("the job names a kernel that its library lacks; copy the bundle again");
-  const int64_t copies = spread_ && constants_bytes > 0 ? std::max<int64_t>(static_cast<int64_t>(weights_.size()) / constants_bytes, 1) : 1;
+  const int64_t copies =
+      spread_ && constants_bytes > 0 ? std::max<int64_t>(static_cast<int64_t>(weights_.size()) / constants_bytes, 1) : 1;
   int64_t& turn = turns_[static_cast<size_t>(step)];
   std::vector<int64_t> samples(static_cast<size_t>(runs));
   const auto time = reinterpret_cast<Time>(symbol(library_, "hwprune_time"));
-  if (time(inputs_.data(), outputs_.data(), weights_.data(), workspace_, threads_, step, 1, copies, constants_bytes, turn, runs, samples.data()) != 0)
+  if (time(inputs_.data(), outputs_.data(), weights_.data(), workspace_, threads_, step, 1, copies, constants_bytes, turn, runs,
+           samples.data()) != 0)
     fail(reinterpret_cast<Error>(symbol(library_, "hwprune_error"))());
   turn = (turn + runs) % copies;
   std::sort(samples.begin(), samples.end());

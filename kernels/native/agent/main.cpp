@@ -36,13 +36,14 @@ struct Progress {
   std::string device;
   bool baseline = false;
   std::set<int> workloads, failed;  // measured; kernels that crash or hang
-  size_t unsettled = 0;  // throttled, or at a limit before the interval was narrow
+  size_t unsettled = 0;             // throttled, or at a limit before the interval was narrow
 
   void take(const std::string& body) {
     int number = 0;
     if (std::sscanf(body.c_str(), "{\"workload\":%d", &number) == 1) {
       workloads.insert(number);
-      unsettled += body.find("\"stopped\":\"interval\"") == std::string::npos || body.find("\"throttled\":true") != std::string::npos;
+      unsettled +=
+          body.find("\"stopped\":\"interval\"") == std::string::npos || body.find("\"throttled\":true") != std::string::npos;
     } else if (std::sscanf(body.c_str(), "{\"kernel\":%d", &number) == 1)
       failed.insert(number);
     else if (body.rfind("{\"baseline_us\"", 0) == 0)
@@ -54,9 +55,11 @@ struct Progress {
 
 class Run {
  public:
-  Run(const std::string& folder, bool emulated) : folder_(folder), job_(read_job(folder + "/job.tsv")), journal_(folder + "/journal.jsonl", job_.sha256) {
+  Run(const std::string& folder, bool emulated)
+      : folder_(folder), job_(read_job(folder + "/job.tsv")), journal_(folder + "/journal.jsonl", job_.sha256) {
     const std::vector<int> allowed = allowed_cpus();
-    if (machine_name() != job_.machine) fail("this bundle is for " + job_.machine + ", this machine is " + machine_name() + "; make one for it with --target");
+    if (machine_name() != job_.machine)
+      fail("this bundle is for " + job_.machine + ", this machine is " + machine_name() + "; make one for it with --target");
     if (static_cast<int>(allowed.size()) < job_.threads)
       fail("this bundle measures on " + std::to_string(job_.threads) + " threads, but only " + std::to_string(allowed.size()) +
            " processors may be used here; make it with --threads " + std::to_string(allowed.size()));
@@ -74,7 +77,9 @@ class Run {
     if (!done_.baseline) baseline();
     for (size_t library = 1; library < job_.libraries.size(); ++library) batch(static_cast<int>(library));
     write_whole(folder_ + "/results.json", results());
-    std::fprintf(stderr, "measure: %zu workloads measured, %zu of them throttled or not within %g %%, %zu schedules failed; take %s/results.json to `hwprune measure --import`\n",
+    std::fprintf(stderr,
+                 "measure: %zu workloads measured, %zu of them throttled or not within %g %%, %zu schedules failed; take "
+                 "%s/results.json to `hwprune measure --import`\n",
                  done_.workloads.size(), done_.unsettled, 100 * job_.interval, done_.failed.size(), folder_.c_str());
   }
 
@@ -91,7 +96,9 @@ class Run {
   }
 
   void baseline() {
-    const Ending ending = watch(job_.hang_s, [&](Watched* w, const Report& report) { measure_baseline(job_, folder_, cpus_, w, report); }, [&](const std::string& body) { keep(body); });
+    const Ending ending = watch(
+        job_.hang_s, [&](Watched* w, const Report& report) { measure_baseline(job_, folder_, cpus_, w, report); },
+        [&](const std::string& body) { keep(body); });
     if (!ending.done) give_up(ending);
   }
 
@@ -99,10 +106,12 @@ class Run {
   void batch(int library) {
     for (std::vector<int> kernels; !(kernels = open_kernels(library)).empty();) {
       const Ending ending = watch(
-          job_.hang_s, [&](Watched* w, const Report& report) { measure_kernels(job_, folder_, cpus_, kernels, w, report); }, [&](const std::string& body) { keep(body); });
+          job_.hang_s, [&](Watched* w, const Report& report) { measure_kernels(job_, folder_, cpus_, kernels, w, report); },
+          [&](const std::string& body) { keep(body); });
       if (ending.done) break;
       if (ending.kernel <= 0) give_up(ending);
-      if (done_.failed.count(ending.kernel) == 0) keep("{\"kernel\":" + std::to_string(ending.kernel) + ",\"failure\":" + quoted(ending.why) + "}");
+      if (done_.failed.count(ending.kernel) == 0)
+        keep("{\"kernel\":" + std::to_string(ending.kernel) + ",\"failure\":" + quoted(ending.why) + "}");
     }
     std::fprintf(stderr, "measure: %zu of %d workloads\n", done_.workloads.size(), job_.workloads);
   }
@@ -111,7 +120,8 @@ class Run {
     std::vector<int> found;
     for (size_t id = 1; id < job_.kernels.size(); ++id) {
       const Kernel& k = job_.kernels[id];
-      if (k.library == library && done_.workloads.count(k.workload) == 0 && done_.failed.count(static_cast<int>(id)) == 0) found.push_back(static_cast<int>(id));
+      if (k.library == library && done_.workloads.count(k.workload) == 0 && done_.failed.count(static_cast<int>(id)) == 0)
+        found.push_back(static_cast<int>(id));
     }
     return found;
   }
@@ -142,7 +152,9 @@ int main(int argc, char** argv) {
   bool emulated = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--emulated") != 0) {
-      std::fprintf(stderr, "usage: ./measure [--emulated]\n  --emulated  this is no real device: its figures must not be taken for one's\n");
+      std::fprintf(
+          stderr,
+          "usage: ./measure [--emulated]\n  --emulated  this is no real device: its figures must not be taken for one's\n");
       return 2;
     }
     emulated = true;

@@ -35,7 +35,9 @@ struct Contender {
     time(2);  // first touch of code and data
     run_us = time(3);
   }
-  double burst(double burst_us) const { return time(std::max<int64_t>(1, static_cast<int64_t>(burst_us / std::max(run_us, 0.1)))); }
+  double burst(double burst_us) const {
+    return time(std::max<int64_t>(1, static_cast<int64_t>(burst_us / std::max(run_us, 0.1))));
+  }
 };
 
 Contender contender(const Job& job, int id, Library& library, Watched* watched) {
@@ -100,21 +102,28 @@ std::string energy(const Group& g) {
   if (before < 0) return {};
   size_t fastest = 0;
   for (size_t i = 1; i < g.samples.size(); ++i)
-    if (*std::min_element(g.samples[i].begin(), g.samples[i].end()) < *std::min_element(g.samples[fastest].begin(), g.samples[fastest].end())) fastest = i;
+    if (*std::min_element(g.samples[i].begin(), g.samples[i].end()) <
+        *std::min_element(g.samples[fastest].begin(), g.samples[fastest].end()))
+      fastest = i;
   const Contender& c = g.contenders[fastest];
-  const auto runs = static_cast<int64_t>(std::max(1.0, 1e5 / std::max(c.run_us, 0.1)));  // the counter moves once in a millisecond
+  const auto runs =
+      static_cast<int64_t>(std::max(1.0, 1e5 / std::max(c.run_us, 0.1)));  // the counter moves once in a millisecond
   const double start = energy_uj();
   c.time(runs);
-  return ",\"energy\":{\"kernel\":" + std::to_string(c.id) + ",\"energy_uj\":" + number(energy_between_uj(start, energy_uj()) / static_cast<double>(runs)) + "}";
+  return ",\"energy\":{\"kernel\":" + std::to_string(c.id) +
+         ",\"energy_uj\":" + number(energy_between_uj(start, energy_uj()) / static_cast<double>(runs)) + "}";
 }
 
-std::string record(const Group& g, const std::vector<double>& reference, double interval, const char* stopped, const Condition& before, const std::vector<int>& cpus) {
+std::string record(const Group& g, const std::vector<double>& reference, double interval, const char* stopped,
+                   const Condition& before, const std::vector<int>& cpus) {
   std::string kernels;
   for (size_t i = 0; i < g.contenders.size(); ++i)
-    kernels += std::string(i ? "," : "") + "{\"kernel\":" + std::to_string(g.contenders[i].id) + ",\"samples_us\":" + numbers(g.samples[i]) + "}";
+    kernels += std::string(i ? "," : "") + "{\"kernel\":" + std::to_string(g.contenders[i].id) +
+               ",\"samples_us\":" + numbers(g.samples[i]) + "}";
   const Condition after = condition(cpus);
-  return "{\"workload\":" + std::to_string(g.workload) + ",\"kernels\":[" + kernels + "],\"reference_us\":" + numbers(reference) + ",\"screened_us\":{" +
-         g.screened + "},\"interval\":" + number(interval) + ",\"stopped\":\"" + stopped + "\",\"before\":" + before.json() + ",\"after\":" + after.json() +
+  return "{\"workload\":" + std::to_string(g.workload) + ",\"kernels\":[" + kernels + "],\"reference_us\":" + numbers(reference) +
+         ",\"screened_us\":{" + g.screened + "},\"interval\":" + number(interval) + ",\"stopped\":\"" + stopped +
+         "\",\"before\":" + before.json() + ",\"after\":" + after.json() +
          ",\"throttled\":" + (throttled(before, after) ? "true" : "false") + energy(g) + "}";
 }
 
@@ -127,7 +136,8 @@ double relative_interval(std::vector<double> samples) {
   return (at(std::ceil(middle + half)) - at(std::floor(middle - half))) / at(std::ceil(middle));
 }
 
-void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched, const Report& report) {
+void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched,
+                      const Report& report) {
   const Reference reference(job, folder, cpus, watched);
   std::vector<double> values;
   for (int r = 0; r < job.baseline_rounds; ++r) {
@@ -165,7 +175,10 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
       const double drift_interval = relative_interval(drift);
       for (auto g = groups.begin(); g != groups.end();) {
         const double width = g->widest(), interval = std::sqrt(width * width + drift_interval * drift_interval);
-        const char* stopped = interval <= job.interval ? "interval" : round >= job.max_rounds ? "rounds" : late ? "time" : nullptr;
+        const char* stopped = interval <= job.interval  ? "interval"
+                              : round >= job.max_rounds ? "rounds"
+                              : late                    ? "time"
+                                                        : nullptr;
         if (stopped != nullptr) report(record(*g, drift, interval, stopped, before, cpus));
         g = stopped != nullptr ? groups.erase(g) : g + 1;
       }

@@ -21,7 +21,8 @@ using Report = std::function<void(const std::string& json)>;
 double relative_interval(std::vector<double> samples);
 
 // Times the reference kernel alone over a while and reports it as the baseline.
-void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched, const Report& report);
+void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched,
+                      const Report& report);
 
 // Times `kernels` (ids, all of one library) and reports each workload when its interval is narrow enough or a limit of
 // the job is reached.

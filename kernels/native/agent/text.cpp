@@ -33,7 +33,8 @@ std::string first_line(const std::string& path) {
 std::vector<std::string> split(const std::string& line, char separator) {
   std::vector<std::string> parts;
   size_t start = 0;
-  for (size_t at; (at = line.find(separator, start)) != std::string::npos; start = at + 1) parts.push_back(line.substr(start, at - start));
+  for (size_t at; (at = line.find(separator, start)) != std::string::npos; start = at + 1)
+    parts.push_back(line.substr(start, at - start));
   parts.push_back(line.substr(start));
   return parts;
 }

@@ -20,7 +20,7 @@ std::string first_line(const std::string& path);
 
 std::vector<std::string> split(const std::string& line, char separator);
 
-std::string quoted(const std::string& text);  // as a JSON string
+std::string quoted(const std::string& text);             // as a JSON string
 std::string numbers(const std::vector<double>& values);  // as a JSON list
 std::string number(double value);
 

@@ -57,7 +57,8 @@ void take_lines(std::string& pending, std::string& last_word, const Report& rece
 }  // namespace
 
 Ending watch(double hang_s, const std::function<void(Watched*, const Report&)>& work, const Report& receive) {
-  static auto* watched = static_cast<Watched*>(mmap(nullptr, sizeof(Watched), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  static auto* watched =
+      static_cast<Watched*>(mmap(nullptr, sizeof(Watched), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   int ends[2];
   if (watched == MAP_FAILED || pipe(ends) != 0) fail(std::string("cannot start a measuring process: ") + std::strerror(errno));
   watched->kernel = -1;
@@ -108,6 +109,7 @@ Ending watch(double hang_s, const std::function<void(Watched*, const Report&)>& 
   ending.why = killed ? "the measuring process was killed (is there enough memory?); start ./measure again to go on where it was"
                : hung ? "did not end within " + number(hang_s) + " s"
                : WIFSIGNALED(status) ? std::string("crashed: ") + strsignal(WTERMSIG(status))
-               : last_word.empty() ? "ended with code " + std::to_string(WEXITSTATUS(status)) : last_word;
+               : last_word.empty()   ? "ended with code " + std::to_string(WEXITSTATUS(status))
+                                     : last_word;
   return ending;
 }
