@@ -195,6 +195,8 @@ def profile_of(results: Results, target: str | None, source: str) -> TargetProfi
 def check_fits(results: Results, profile: TargetProfile, emulated: bool, source: str) -> None:
     """Raises UsageError if the results may not be stored as measurements of ``profile``: they are of another target or
     another version of kernels, or of an emulator and nobody asked for that (``emulated``)."""
+    from hwprune.kernels.schedule import Config
+
     header = results.job.header
     if profile.name != header.target:
         raise UsageError(f"{source} is of target {header.target!r}, but --target says {profile.name!r}; leave --target out")
@@ -204,6 +206,11 @@ def check_fits(results: Results, profile: TargetProfile, emulated: bool, source:
             f"{source} was measured with {header.software!r}, but kernels for target {profile.name!r} are now {expected!r}; "
             f"make the bundle again and measure anew"
         )
+    for kernel in results.job.kernels:
+        try:
+            Config.from_text(kernel.config)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise UsageError(f"{source} names a schedule that is none ({kernel.config[:80]!r}); make the bundle again") from None
     if results.device.emulated and not emulated:
         raise UsageError(
             f"{source} was measured in an emulator ({results.device.emulated}), whose times say nothing of a board; "

@@ -69,7 +69,7 @@ def measure_on_boards(
 
     found = boards(tracker, key)
     write_atomic(folder / _AGENT, lambda p: build_agent(profile, p))
-    write_atomic(folder / _STARTER, lambda p: _build_starter(profile, p))
+    write_atomic(folder / _STARTER, lambda p: build_starter(profile, p))
 
     def connect() -> _Board:
         return _Board(rpc.connect_tracker(*tracker).request(key, max_retry=1), folder)
@@ -121,6 +121,7 @@ class _Board:
         return bytes(self._session.download("results.json")).decode()
 
 
-def _build_starter(profile: TargetProfile, out: Path) -> None:
+def build_starter(profile: TargetProfile, out: Path) -> None:
+    """Compile the module that starts the agent into the file ``out``. CompileError."""
     source = native_sources() / "agent_rpc.c"
     run_compiler(["-O2", "-std=gnu11", "-fPIC", "-shared", "-s", *tvm_includes(), "-x", "c", str(source), "-o", str(out)], profile)

@@ -9,6 +9,7 @@ from hwprune import api
 from hwprune.costing import Costing
 from hwprune.errors import UsageError
 from hwprune.measure.importing import read_results
+from hwprune.measure.rpc import build_starter
 from hwprune.measure.store import Store
 from hwprune.target import load_file, shipped_folder
 
@@ -26,6 +27,12 @@ def test_every_kernel_is_measured_on_the_emulated_board(results):
     assert found.job == bundle.job and found.device.machine == "aarch64" and found.failed == ()
     assert [m.workload for m in sorted(found.measured, key=lambda m: m.workload)] == [0, 1, 2]
     assert all(us > 0 for m in found.measured for k in m.kernels for us in k.samples_us)
+
+
+def test_module_that_starts_the_agent_over_rpc_is_for_the_board(results, tmp_path):
+    build_starter(results[0].profile, tmp_path / "starter.so")
+    header = (tmp_path / "starter.so").read_bytes()[:20]
+    assert header[:5] == b"\x7fELF\x02" and int.from_bytes(header[18:20], "little") == 183  # EM_AARCH64
 
 
 def test_an_emulators_times_are_refused_and_when_asked_for_kept_apart(results, tmp_path):

@@ -45,7 +45,7 @@ def job() -> Job:
     profile = load(TARGET)
     header = Header(TARGET, profile.digest(), software(profile), "aarch64", 4, 0)
     libraries = (BuiltLibrary("lib/0.so", "0" * 64), BuiltLibrary("lib/1.so", "1" * 64))
-    kernels = (Placed(-1, 0, 0, 64, "reference"), Placed(0, 1, 0, 0, config(1)), Placed(0, 1, 1, 0, config(2)), Placed(1, 1, 2, 0, config(1)))
+    kernels = (Placed(-1, 0, 0, 64, config(0)), Placed(0, 1, 0, 0, config(1)), Placed(0, 1, 1, 0, config(2)), Placed(1, 1, 2, 0, config(1)))
     return Job(header, Limits(), libraries, (workload(8), workload(16)), (4, 2), kernels, ((1, "does not divide", config(9)),))
 
 
@@ -202,6 +202,9 @@ def test_results_of_another_target_or_profile_are_refused(job):
         check(replace(job, header=replace(job.header, target="gone")))
     with pytest.raises(UsageError, match="measured with 'kernels 1', but kernels for target 'rpi4' are now"):
         check(replace(job, header=replace(job.header, software="kernels 1")))
+    for text in ("fast", "{}", "[1]", '{"rule": {}, "x": []'):
+        with pytest.raises(UsageError, match="names a schedule that is none"):
+            check(replace(job, kernels=(*job.kernels[:-1], replace(job.kernels[-1], config=text))))
 
 
 # --- emulators --------------------------------------------------------------------------------------------------
