@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import resource
 import signal
 import time
 
+import psutil
 import pytest
 from agent_fakes import CRASHES, FAILS, HANGS, LIMITS, SLEEPS, Device
 
@@ -101,6 +103,16 @@ def test_one_process_at_a_time(device):
     assert "another process is measuring here" in board.refusal()
     first.kill()
     first.communicate(timeout=60)
+
+
+def test_measuring_thread_stays_on_one_processor(device):
+    process, seen = device([[SLEEPS]]).start(), set()
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            seen.update(len(child.cpu_affinity()) for child in psutil.Process(process.pid).children())
+        time.sleep(0.002)
+    process.communicate(timeout=60)
+    assert 1 in seen
 
 
 def test_altered_files_are_refused(device):
