@@ -47,15 +47,15 @@ class Limits:
     """How the agent measures; a round times a burst of the reference kernel and of every kernel of the library.
 
     finalists : schedules of a workload that are timed properly, after ``screen_rounds`` short bursts of all.
-    interval : the width of the estimate's 95 % interval, as a share of it, at which a workload is done; otherwise it is
-        after ``max_rounds``, or ``batch_s`` seconds of its library.
+    interval : the width of the 95 % interval of the fastest schedule's estimate, as a share of it, at which a workload is
+        done; otherwise it is after ``max_rounds``, or ``batch_s`` seconds of its library.
     hang_s : a kernel that takes longer is given up.
     """
 
     finalists: int = 2
     screen_rounds: int = 3
     min_rounds: int = 9
-    max_rounds: int = 45
+    max_rounds: int = 100
     baseline_rounds: int = 60
     interval: float = 0.02
     burst_us: float = 1500.0

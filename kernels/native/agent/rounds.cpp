@@ -46,6 +46,11 @@ Contender contender(const Job& job, int id, Library& library, Watched* watched) 
   return made;
 }
 
+double lower_quartile(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  return samples[(samples.size() + 3) / 4 - 1];
+}
+
 struct Reference {
   Library library;
   Contender timer;
@@ -67,11 +72,14 @@ struct Group {
   std::vector<std::vector<double>> samples;  // of each contender
   std::string screened;                      // members of a JSON object: those left out, with their best burst
 
-  double widest() const {
-    double width = 0;
-    for (const auto& s : samples) width = std::max(width, relative_interval(s));
-    return width;
+  // The contender whose lower quartile is the lowest, and the width of that one's interval: the others need no exact figure.
+  size_t fastest() const {
+    size_t best = 0;
+    for (size_t i = 1; i < samples.size(); ++i)
+      if (lower_quartile(samples[i]) < lower_quartile(samples[best])) best = i;
+    return best;
   }
+  double interval() const { return relative_interval(samples[fastest()]); }
 };
 
 // Leaves the fastest few of each group, by a few short bursts.
@@ -96,16 +104,11 @@ void screen(const Job& job, std::vector<Group>& groups) {
   }
 }
 
-// Microjoules of one run of the fastest contender, the whole package's; empty where the system does not tell.
+// Microjoules of one run of the fastest contender, of the whole package; empty where the system does not tell.
 std::string energy(const Group& g) {
   const double before = energy_uj();
   if (before < 0) return {};
-  size_t fastest = 0;
-  for (size_t i = 1; i < g.samples.size(); ++i)
-    if (*std::min_element(g.samples[i].begin(), g.samples[i].end()) <
-        *std::min_element(g.samples[fastest].begin(), g.samples[fastest].end()))
-      fastest = i;
-  const Contender& c = g.contenders[fastest];
+  const Contender& c = g.contenders[g.fastest()];
   const auto runs =
       static_cast<int64_t>(std::max(1.0, 1e5 / std::max(c.run_us, 0.1)));  // the counter moves once in a millisecond
   const double start = energy_uj();
@@ -174,7 +177,7 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
     if (round >= job.min_rounds || (late && round >= 3)) {
       const double drift_interval = relative_interval(drift);
       for (auto g = groups.begin(); g != groups.end();) {
-        const double width = g->widest(), interval = std::sqrt(width * width + drift_interval * drift_interval);
+        const double width = g->interval(), interval = std::sqrt(width * width + drift_interval * drift_interval);
         const char* stopped = interval <= job.interval  ? "interval"
                               : round >= job.max_rounds ? "rounds"
                               : late                    ? "time"
