@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../pages.h"
 #include "text.h"
 
 namespace {
@@ -45,6 +46,7 @@ size_t weights_size(const int64_t* facts, int64_t spread_bytes) {
 Buffer::Buffer(size_t bytes) : size_((std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment) {
   data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, size_)));
   if (!data_) fail("out of memory: " + std::to_string(size_) + " bytes");
+  ask_for_large_pages(data_.get(), size_);
   auto* values = reinterpret_cast<float*>(data_.get());
   uint32_t state = 2463534242u;  // xorshift; zeros or subnormal numbers would be multiplied at another speed
   for (size_t i = 0; i < size_ / sizeof(float); ++i) {
