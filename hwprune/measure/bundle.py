@@ -162,15 +162,19 @@ class _Builder:
             kernels = [Kernel(workloads[i], text) for i, text in chosen]
             return link_kernels(kernels, chosen.values(), self.profile, self.threads, out)
 
-        sizes: list[int] = []
-        try:
+        def library() -> list[int]:
+            if not functions:
+                raise MeasureError(f"no schedule of workload {workloads[0].key} can be built: {failures[0][2]}")
+            sizes: list[int] = []
             write_atomic(path, lambda p: sizes.extend(link(p, functions)))
+            return sizes
+
+        try:
+            sizes = library()
         except CompileError:
             functions, unbuilt = _buildable(functions, link)
             failures += [[i, text, why] for (i, text), why in unbuilt.items()]
-            if not functions:
-                raise MeasureError(f"no schedule of workload {workloads[0].key} can be built: {failures[0][2]}") from None
-            write_atomic(path, lambda p: sizes.extend(link(p, functions)))
+            sizes = library()
         facts = {"kernels": [[i, text, size] for (i, text), size in zip(functions, sizes)], "failures": failures}
         write_json_atomic(about, facts)
         return path, facts

@@ -7,6 +7,7 @@ import os
 import pytest
 from bundles import LIMITS, asked, unpacked
 
+from hwprune.errors import CompileError, MeasureError
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
 from hwprune.measure import bundle as bundles
@@ -53,3 +54,25 @@ def test_what_an_interrupted_call_has_built_is_used_again(bundle, monkeypatch):
 def test_with_little_room_fewer_schedules_are_packed(bundle):
     tight = build_job(asked(bundle.profile), bundle.profile, bundle.profile.threads, 1 << 16, bundle.parts, limit_bytes=1)
     assert tight.efforts == (1, 1, 1) and len(tight.kernels) == 4
+
+
+def test_schedules_that_do_not_link_are_named_and_left_out(bundle, monkeypatch, tmp_path):
+    def refusing(whom):
+        def link(kernels, functions, profile, threads, out):
+            if any(whom(k) for k in kernels):
+                raise CompileError("relocation truncated to fit")
+            out.write_bytes(b"library")
+            return [64] * len(kernels)
+
+        return link
+
+    profile, wanted = bundle.profile, asked(bundle.profile)
+    bad = bundle.job.of(2)
+    monkeypatch.setattr(bundles, "link_kernels", refusing(lambda k: k == bad))
+    job = build_job(wanted, profile, profile.threads, 0, tmp_path / "one")
+    number = bundle.job.kernels[2].workload
+    assert job.failures == ((number, "relocation truncated to fit", bad.config),)
+    assert len(job.kernels) == len(bundle.job.kernels) - 1 and bad not in [job.of(n) for n in range(1, len(job.kernels))]
+    monkeypatch.setattr(bundles, "link_kernels", refusing(lambda k: k.workload in bundle.job.workloads))
+    with pytest.raises(MeasureError, match="no schedule of workload .* can be built: relocation truncated to fit"):
+        build_job(wanted, profile, profile.threads, 0, tmp_path / "none")
