@@ -45,7 +45,7 @@ def estimate(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: floa
     reference_us : [rounds] mean latency of the reference kernel in the same rounds.
     baseline_us : the reference kernel's latency on this device when undisturbed.
     """
-    return _latency(samples_us, np.quantile(samples_us, QUANTILE), np.quantile(reference_us, QUANTILE), baseline_us)
+    return _latency(samples_us, np.quantile(samples_us, QUANTILE), reference_latency(reference_us), baseline_us)
 
 
 def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: float) -> list[Latency]:
@@ -61,6 +61,11 @@ def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline
     calm = np.argsort(slowness, kind="stable")[: max(3, round(QUANTILE * len(slowness)))]
     reference = np.median(reference_us[calm])
     return [_latency(samples, np.median(samples[calm]), reference, baseline_us) for samples in samples_us]
+
+
+def reference_latency(reference_us: np.ndarray) -> float:
+    """What the reference kernel took in these rounds [rounds], by the quantile that counts for kernels."""
+    return float(np.quantile(reference_us, QUANTILE))
 
 
 def undisturbed(reference_us: np.ndarray) -> float:

@@ -49,6 +49,8 @@ class Limits:
     finalists : schedules of a workload that are timed properly, after ``screen_rounds`` short bursts of all.
     interval : the width of the 95 % interval of the fastest schedule's estimate, as a share of it, at which a workload is
         done; otherwise it is after ``max_rounds``, or ``batch_s`` seconds of its library.
+    calm : and only if the reference kernel takes at most this many times what it takes undisturbed. Something else on the
+        machine slows it, and a kernel on one thread not: no correction by the reference is right for both.
     hang_s : a kernel that takes longer is given up.
     """
 
@@ -58,6 +60,7 @@ class Limits:
     max_rounds: int = 100
     baseline_rounds: int = 60
     interval: float = 0.02
+    calm: float = 1.1
     burst_us: float = 1500.0
     pause_us: float = 5000.0
     batch_s: float = 30.0

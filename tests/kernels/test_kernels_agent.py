@@ -14,8 +14,9 @@ import pytest
 from agent_fakes import CRASHES, FAILS, HANGS, LIMITS, SLEEPS, Device
 
 from hwprune.measure.device import local_device
-from hwprune.measure.importing import read_results
+from hwprune.measure.importing import read_results, store_results
 from hwprune.measure.job import Limits
+from hwprune.measure.store import Store
 
 
 @pytest.fixture
@@ -73,6 +74,23 @@ def test_full_disk_is_one_sentence_and_loses_nothing(device):
     assert 2 <= len(before) < 5 and before[-1].endswith("}\n")
     assert board.measure()[0] == 0
     assert board.journal()[: len(before)] == before and sorted(board.measured()) == [1, 2, 3]
+
+
+def test_on_a_disturbed_machine_it_goes_on_and_the_figure_is_flagged(device, tmp_path):
+    board = device([[SLEEPS]])
+    process = board.start()
+    while len(board.journal()) < 2:  # device, baseline
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    (board.folder / "slow").touch()
+    assert board.measure()[0] == 0
+    results = read_results(board.folder / "results.json")
+    (measured,) = results.measured
+    assert measured.reference_us == [40.0] * 5 and measured.stopped == "rounds" and measured.interval == 0
+    store = Store(tmp_path / "m.sqlite")
+    assert store_results(results, store).noisy == 1
+    store.close()
 
 
 def test_damaged_journal_is_set_aside_and_what_is_lost_is_measured_again(device):

@@ -92,10 +92,11 @@ def test_job_is_the_same_after_its_text(job):
 def test_latencies_are_made_by_the_estimator_and_stored_under_the_device(job, store):
     told = store_results(parse_results(sealed(job, records()[:-1]), "r.json"), store)
     here = Context(DEVICE, 4, job.header.software)
-    assert told.device == DEVICE and (told.workloads, told.schedules, told.noisy, told.failures) == (2, 3, 1, 1)
+    assert told.device == DEVICE and (told.workloads, told.schedules, told.noisy, told.failures) == (2, 3, 2, 1)
     first, second = store.best_of(job.workloads, here)
     assert first.config == config(2) and first.effort == 4
     assert first.latency.latency_us == pytest.approx(50.0 * 0.6)  # the reference took twice as long: corrected up to the bound
+    assert first.latency.noisy  # and flagged
     assert second.latency.latency_us == pytest.approx(30.0) and second.latency.noisy  # it was throttled
     assert store.failures(job.workloads[1], here) == {config(9): "does not divide"}
     assert store.calibration("reference_us", here) == 10.0

@@ -61,11 +61,9 @@ Job read_job(const std::string& path) {
   const std::map<std::string, int*> counts = {
       {"threads", &job.threads},       {"finalists", &job.finalists},   {"screen_rounds", &job.screen_rounds},
       {"min_rounds", &job.min_rounds}, {"max_rounds", &job.max_rounds}, {"baseline_rounds", &job.baseline_rounds}};
-  const std::map<std::string, double*> figures = {{"interval", &job.interval},
-                                                  {"burst_us", &job.burst_us},
-                                                  {"pause_us", &job.pause_us},
-                                                  {"batch_s", &job.batch_s},
-                                                  {"hang_s", &job.hang_s}};
+  const std::map<std::string, double*> figures = {{"interval", &job.interval}, {"calm", &job.calm},
+                                                  {"burst_us", &job.burst_us}, {"pause_us", &job.pause_us},
+                                                  {"batch_s", &job.batch_s},   {"hang_s", &job.hang_s}};
   for (const std::string& line : lines) {
     const Fields f(path, line);
     if (const auto count = counts.find(f.name()); count != counts.end())

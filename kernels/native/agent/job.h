@@ -20,7 +20,7 @@ struct Job {
   std::string target, machine;
   int threads = 0, finalists = 0, screen_rounds = 0, min_rounds = 0, max_rounds = 0, baseline_rounds = 0;
   int64_t spread_bytes = 0;
-  double interval = 0, burst_us = 0, pause_us = 0, batch_s = 0, hang_s = 0;
+  double interval = 0, calm = 0, burst_us = 0, pause_us = 0, batch_s = 0, hang_s = 0;
   // Library 0 holds the reference kernel, which is kernel 0 and of no workload.
   std::vector<LibraryFile> libraries;
   std::vector<Kernel> kernels;

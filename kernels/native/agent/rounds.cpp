@@ -151,7 +151,7 @@ void measure_baseline(const Job& job, const std::string& folder, const std::vect
 }
 
 void measure_kernels(const Job& job, const std::string& folder, const std::vector<int>& cpus, const std::vector<int>& kernels,
-                     Watched* watched, const Report& report) {
+                     double baseline_us, Watched* watched, const Report& report) {
   const Reference reference(job, folder, cpus, watched);
   watched->kernel = -1;
   const int number_of_library = job.kernels[static_cast<size_t>(kernels[0])].library;
@@ -176,12 +176,13 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
     const bool late = seconds_since(start) > job.batch_s;
     if (round >= job.min_rounds || (late && round >= 3)) {
       const double drift_interval = relative_interval(drift);
+      const bool calm = lower_quartile(drift) <= job.calm * baseline_us;
       for (auto g = groups.begin(); g != groups.end();) {
         const double width = g->interval(), interval = std::sqrt(width * width + drift_interval * drift_interval);
-        const char* stopped = interval <= job.interval  ? "interval"
-                              : round >= job.max_rounds ? "rounds"
-                              : late                    ? "time"
-                                                        : nullptr;
+        const char* stopped = calm && interval <= job.interval ? "interval"
+                              : round >= job.max_rounds        ? "rounds"
+                              : late                           ? "time"
+                                                               : nullptr;
         if (stopped != nullptr) report(record(*g, drift, interval, stopped, before, cpus));
         g = stopped != nullptr ? groups.erase(g) : g + 1;
       }

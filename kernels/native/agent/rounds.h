@@ -24,9 +24,9 @@ double relative_interval(std::vector<double> samples);
 void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched,
                       const Report& report);
 
-// Times `kernels` (ids, all of one library) and reports each workload when its interval is narrow enough or a limit of
-// the job is reached.
+// Times `kernels` (ids, all of one library) and reports each workload when its interval is narrow enough and the machine
+// is calm, by what the reference takes over `baseline_us`, or when a limit of the job is reached.
 void measure_kernels(const Job& job, const std::string& folder, const std::vector<int>& cpus, const std::vector<int>& kernels,
-                     Watched* watched, const Report& report);
+                     double baseline_us, Watched* watched, const Report& report);
 
 #endif
