@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -18,33 +19,37 @@ from torch import nn
 
 from hwprune.budget import parse_bytes, parse_latency
 from hwprune.compile.lower import Network, lower
-from hwprune.costing import Costing, load_target
+from hwprune.costing import Costing, check_runs_here, load_target
+from hwprune.devices import bundle, import_results, measure_on_boards
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
 from hwprune.inspection import price, report
-from hwprune.measuring import bundle, import_results, measure, measure_on_boards
 from hwprune.plan import Figure, GroupChoice, Predicted, PruningPlan
 from hwprune.progress import SILENT, Progress
 from hwprune.prove import prove
 from hwprune.prune import prune
 from hwprune.record import Stopwatch, data_facts, machine, now, versions
-from hwprune.results import BenchRow, InspectReport
+from hwprune.results import BenchRow, InspectReport, MeasureReport
 from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
 from hwprune.run_folder import RunFolder, default_out
 from hwprune.search.driver import Search
 from hwprune.search.outcome import NetworkFigures, Outcome, Settings
 from hwprune.search.problem import top_units
+from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
 from hwprune.spec.data import DataSet
 from hwprune.target import TargetProfile
 
 __all__ = [
-    "SearchResult", "bench", "bundle", "compile_model", "compile_run", "default_out", "finetune_run", "import_results", "inspect",
-    "load_run", "measure", "measure_on_boards", "search",
+    "SearchResult", "bench", "compile_model", "compile_run", "default_out", "finetune_run", "inspect", "load_run", "measure",
+    "search", "bundle", "import_results", "measure_on_boards",
 ]  # fmt: skip
 
 #: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
 _SCORING_BATCHES, _SCORING_BATCH_SIZE = 16, 64
+
+#: Uniform shares of the units at which ``measure`` times a network's kernels.
+_MEASURED_SHARES = (0.75, 0.5, 0.25)
 
 
 def search(
@@ -240,6 +245,38 @@ def bench(
         check_engine(name)
     contenders = timers_of(subject, example_input, target, vs, threads, store, progress)
     return interleaved(contenders, rounds=rounds, progress=progress)
+
+
+def measure(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    target: str = "native",
+    freeze: Sequence[str] = (),
+    threads: int | None = None,
+    store: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> MeasureReport:
+    """Time the kernels of ``model``, dense and uniformly narrowed, on ``target`` and keep them in the store.
+
+    UsageError if this machine cannot run the target's code.
+    """
+    started, profile = time.perf_counter(), load_target(target, threads)
+    check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
+    traced = trace(model, example_input)
+    graph = analyze(traced, freeze)
+    view = NetworkView(lower(traced, profile), graph)
+    full = {g.id: g.width for g in graph.groups}
+    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
+        cost.measure(view.workloads({}), "tune")
+        widths = candidate_widths(view, full, cost.prior)
+        narrowed = [
+            {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
+        ]
+        kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
+        known = sum(cost.model.is_measured(w) for w in kernels.values())
+        cost.measure(list(kernels.values()))
+        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
 
 
 def inspect(

@@ -62,8 +62,11 @@ class Costing:
 
     def _use_imported(self, path: str | Path | None, weights_bytes: int, progress: Progress) -> None:
         """Answer with what the latest device of this target measured, if the store has any for networks of this size."""
+        from hwprune.kernels import is_exact
+        from hwprune.kernels.schedule import Config
         from hwprune.measure.device import software
-        from hwprune.measure.measurer import admitting, spread_bytes
+        from hwprune.measure.elsewhere import latest_of
+        from hwprune.measure.measurer import spread_bytes
         from hwprune.measure.store import Store, default_path
 
         path = Path(path) if path is not None else default_path()
@@ -71,7 +74,9 @@ class Costing:
             return
         self.store = Store(path, progress)
         made_with = software(self.profile, spread_bytes(weights_bytes, self.profile))
-        found = self.store.latest_of(self.profile.threads, made_with, admitting(self._exact))
+        found = latest_of(
+            self.store, self.profile.threads, made_with, lambda text: not self._exact or is_exact(Config.from_text(text))
+        )
         if found is None:
             return
         others = f", the latest of {found.devices} devices" if found.devices > 1 else ""

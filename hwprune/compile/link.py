@@ -29,7 +29,7 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
             f"target {profile.name!r} is a GPU, and artifacts are programs for CPUs so far: its kernels can be built and "
             f"checked (`python -m benchmarks.cuda_resources`) and its networks searched, but not compiled to an artifact"
         )
-    linker(profile)
+    compiler = linker(profile)
     try:
         module = build(functions, profile)
     except Exception as err:  # TVM raises all kinds of exceptions
@@ -42,13 +42,9 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [*_OPTIONS, *tvm_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm", "-o", str(out)]
-        run_compiler(command, profile)
-
-
-def run_compiler(arguments: Sequence[str], profile: TargetProfile) -> None:
-    """Run the target's compiler driver. CompileError with its first error, or with its package where it is missing."""
-    done = subprocess.run([linker(profile), *arguments], capture_output=True, text=True)
+        command = [compiler, *_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
+        command += ["-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or [*done.stderr.splitlines(), f"exit code {done.returncode}"]
         raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {lines[0].strip()}")
@@ -68,7 +64,8 @@ def native_sources() -> Path:
     return Path(str(resources.files("hwprune.kernels").joinpath("native")))
 
 
-def tvm_includes() -> list[str]:
+def ffi_includes() -> list[str]:
+    """Options that show a compiler the headers of TVM's calling convention."""
     from tvm_ffi import libinfo
 
     return [f"-I{path}" for path in (libinfo.find_include_path(), libinfo.find_dlpack_include_path())]
@@ -77,3 +74,11 @@ def tvm_includes() -> list[str]:
 def last_line(err: Exception) -> str:
     lines = [line for line in str(err).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(err).__name__
+
+
+def run_compiler(arguments: Sequence[str], profile: TargetProfile) -> None:
+    """Run the target's compiler driver. CompileError with its first error, or with its package where it is missing."""
+    done = subprocess.run([linker(profile), *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
+        raise CompileError(f"`{profile.link.cxx}` cannot compile for target {profile.name!r}: {lines[0].strip()}")

@@ -21,9 +21,6 @@ DRIFT_BOUNDS = (0.6, 1.25)
 #: A measurement whose interval is wider than this share of its latency is flagged, not hidden.
 NOISY = 0.10
 
-#: The quantile over rounds of the reference kernel alone that is its latency when undisturbed.
-UNDISTURBED = 0.1
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -45,7 +42,12 @@ def estimate(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: floa
     reference_us : [rounds] mean latency of the reference kernel in the same rounds.
     baseline_us : the reference kernel's latency on this device when undisturbed.
     """
-    return _latency(samples_us, np.quantile(samples_us, QUANTILE), reference_latency(reference_us), baseline_us)
+    return _latency(samples_us, np.quantile(samples_us, QUANTILE), np.quantile(reference_us, QUANTILE), baseline_us)
+
+
+def undisturbed(reference_us: np.ndarray) -> float:
+    """The reference kernel's latency when undisturbed, from rounds [rounds] of nothing else: a low quantile of them."""
+    return float(np.quantile(reference_us, 0.1))
 
 
 def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: float) -> list[Latency]:
@@ -61,16 +63,6 @@ def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline
     calm = np.argsort(slowness, kind="stable")[: max(3, round(QUANTILE * len(slowness)))]
     reference = np.median(reference_us[calm])
     return [_latency(samples, np.median(samples[calm]), reference, baseline_us) for samples in samples_us]
-
-
-def reference_latency(reference_us: np.ndarray) -> float:
-    """What the reference kernel took in these rounds [rounds], by the quantile that counts for kernels."""
-    return float(np.quantile(reference_us, QUANTILE))
-
-
-def undisturbed(reference_us: np.ndarray) -> float:
-    """The reference kernel's latency when undisturbed, from rounds [rounds] of nothing else."""
-    return float(np.quantile(reference_us, UNDISTURBED))
 
 
 def _latency(samples_us: np.ndarray, value_us: float, reference_us: float, baseline_us: float) -> Latency:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import TargetError, UsageError
 from hwprune.measure.device import EMULATED, device_text, software
-from hwprune.measure.estimate import Latency, estimate, reference_latency, undisturbed
+from hwprune.measure.estimate import QUANTILE, Latency, estimate, undisturbed
 from hwprune.measure.job import Job
 from hwprune.measure.store import Context, Store
 from hwprune.target import TargetProfile, load
@@ -223,14 +223,14 @@ def store_results(results: Results, store: Store) -> Imported:
     job, context = results.job, results.context
     schedules = noisy = 0
     energy: dict[int, float] = {}
-    with store.transaction():
+    with store.whole():
         store.calibrate("reference_us", results.baseline_us, context)
         for m in results.measured:
             effort, latencies = job.efforts[m.workload], {}
-            disturbed = m.throttled or reference_latency(np.array(m.reference_us)) > job.limits.calm * results.baseline_us
+            disturbed = m.throttled or np.quantile(m.reference_us, QUANTILE) > job.limits.calm * results.baseline_us
             for k in m.kernels:
                 one = estimate(np.array(k.samples_us), np.array(m.reference_us), results.baseline_us)
-                latencies[k.kernel] = Latency(one.latency_us, one.low_us, one.high_us, one.rounds, one.noisy or disturbed)
+                latencies[k.kernel] = Latency(one.latency_us, one.low_us, one.high_us, one.rounds, bool(one.noisy or disturbed))
                 store.record(job.workloads[m.workload], job.kernels[k.kernel].config, context, latencies[k.kernel], effort)
             schedules += len(latencies)
             noisy += min(latencies.values(), key=lambda latency: latency.latency_us).noisy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from hwprune.errors import MeasureError
 from hwprune.kernels import candidates, is_exact
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
-from hwprune.measure.estimate import Latency, estimate, estimate_together, undisturbed
+from hwprune.measure.estimate import Latency, estimate, estimate_together
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Context, Measurement, Store
 from hwprune.progress import SILENT, Progress
@@ -43,11 +43,6 @@ def spread_bytes(weights_bytes: int, profile: TargetProfile) -> int:
         return 0
     most = 2 * max(memory.l3_bytes, profile.threads * memory.l2_bytes)
     return min(1 << (weights_bytes - 1).bit_length(), 1 << (most - 1).bit_length())
-
-
-def admitting(exact: bool) -> Callable[[str], bool]:
-    """Which schedules may be used: all, or those that compute operation by operation."""
-    return lambda config: not exact or is_exact(Config.from_text(config))
 
 
 class Measurer:
@@ -76,7 +71,10 @@ class Measurer:
 
     def measured(self) -> list[Measurement]:
         """The fastest schedule of everything that the store has, of those that may be used."""
-        return self.store.all_best(self.context, admitting(self.exact))
+        return self.store.all_best(self.context, self._admits)
+
+    def _admits(self, config: str) -> bool:
+        return not self.exact or is_exact(Config.from_text(config))
 
     def best(self, workload: Workload) -> Latency | None:
         """The latency of the fastest schedule measured for ``workload``; None if there is none."""
@@ -171,7 +169,7 @@ class Measurer:
             self._baseline = self.store.calibration("reference_us", self.context)
         if self._baseline is None:
             values = self._worker.ask("baseline", rounds=_BASELINE_ROUNDS)["reference"]
-            self._baseline = undisturbed(np.array(values))
+            self._baseline = float(np.quantile(values, 0.1))
             self.store.calibrate("reference_us", self._baseline, self.context)
         return self._baseline
 

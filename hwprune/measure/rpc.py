@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-from hwprune.compile.link import native_sources, run_compiler, tvm_includes
+from hwprune.compile.link import ffi_includes, native_sources, run_compiler
 from hwprune.errors import MeasureError, UsageError
 from hwprune.fsio import write_atomic
 from hwprune.measure.agent import build_agent
@@ -124,4 +124,4 @@ class _Board:
 def build_starter(profile: TargetProfile, out: Path) -> None:
     """Compile the module that starts the agent into the file ``out``. CompileError."""
     source = native_sources() / "agent_rpc.c"
-    run_compiler(["-O2", "-std=gnu11", "-fPIC", "-shared", "-s", *tvm_includes(), "-x", "c", str(source), "-o", str(out)], profile)
+    run_compiler(["-O2", "-std=gnu11", "-fPIC", "-shared", "-s", *ffi_includes(), "-x", "c", str(source), "-o", str(out)], profile)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from hwprune.errors import StoreError
-from hwprune.measure.device import EMULATED
 from hwprune.measure.estimate import Latency
 from hwprune.progress import SILENT, Progress
 from hwprune.workload import Workload
@@ -55,16 +54,6 @@ class Measurement:
     config: str
     latency: Latency
     effort: int
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """The best measurements of one of ``devices`` devices, the one that measured last, at ``measured_at``."""
-
-    context: Context
-    measured_at: str
-    devices: int
-    measurements: list[Measurement]
 
 
 def default_path() -> Path:
@@ -117,15 +106,6 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """What is written within is kept as a whole or not at all. StoreError."""
-        try:
-            with _transaction(self._db):
-                yield
-        except sqlite3.Error as err:
-            raise StoreError(f"measurement store {self.path}: {err}; free some space or choose another with --store") from None
-
     def record(self, workload: Workload, config: str, context: Context, latency: Latency, effort: int) -> None:
         """Keep a measurement; a newer one of the same key replaces it."""
         self._write(workload, config, context, effort, latency, None)
@@ -144,6 +124,17 @@ class Store:
         """The fastest schedule measured for ``workload``, or None."""
         return self.best_of([workload], context)[0]
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is written within is kept as a whole or not at all. StoreError."""
+        self._execute("BEGIN IMMEDIATE", ())
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK", ())
+            raise
+        self._execute("COMMIT", ())
+
     def best_of(self, workloads: Sequence[Workload], context: Context) -> list[Measurement | None]:
         """``best`` of each, in one pass over the store."""
         table = self._table(context)
@@ -160,18 +151,6 @@ class Store:
             (workload.key, context.device, context.threads, context.software),
         )
         return dict(rows)
-
-    def latest_of(self, threads: int, software: str, admits: Callable[[str], bool] = lambda config: True) -> "Elsewhere | None":
-        """What the device knows on which kernels were measured so last; None if there is none. Emulators do not count."""
-        devices = self._execute(
-            "SELECT device, MAX(measured_at) AS latest FROM measurement WHERE threads=? AND software=? AND failure IS NULL "
-            "AND device NOT LIKE ? GROUP BY device ORDER BY latest DESC, device",
-            (threads, software, f"{EMULATED}%"),
-        )
-        if not devices:
-            return None
-        context = Context(devices[0][0], threads, software)
-        return Elsewhere(context, devices[0][1], len(devices), self.all_best(context, admits))
 
     def _table(self, context: Context, admits: Callable[[str], bool] = lambda config: True) -> dict[str, Measurement]:
         rows = self._execute(

@@ -1,4 +1,4 @@
-"""Libraries of kernels that are timed by themselves, built as artifacts are: by the measuring process here, and for devices."""
+"""Libraries of kernels that are timed on a device, built as artifacts are, and as the measuring process here builds its own."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import Iterable, Sequence
 
 from tvm import tirx
 
-from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import OUTPUT, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels import candidates, kernel_inputs, primfunc
+from hwprune.kernels import kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
-from hwprune.library import ALIGNMENT
+from hwprune.measure.worker import _operands as operands_of
+from hwprune.measure.worker import _reference as reference_of
 from hwprune.target import TargetProfile
-from hwprune.workload import OpCall, TensorSpec, Workload
-
-#: The reference kernel: a convolution that neither misses caches nor is too short to time.
-REFERENCE = dict(height=16, width=16, channels=32)
+from hwprune.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def link_kernels(
 
     They share inputs, output and constants, which are as large as the largest of them needs. Raises CompileError.
     """
-    operands = [_operands(kernel_inputs(k.workload, Config.from_text(k.config))) for k in kernels]
+    operands = [operands_of(kernel_inputs(k.workload, Config.from_text(k.config))) for k in kernels]
     results = [k.workload.output for k in kernels]
     calls = [
         KernelCall(f"kernel{i}", (*arguments, Argument(OUTPUT, 0, result.shape)))
@@ -62,24 +60,7 @@ def link_kernels(
     return sizes
 
 
-def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
-    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
-    arguments, activations, size = [], 0, 0
-    for spec in specs:
-        if spec.role == "weight":
-            arguments.append(Argument(WEIGHTS, size, spec.shape))
-            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
-        else:
-            arguments.append(Argument(INPUT, activations, spec.shape))
-            activations += 1
-    return arguments, size
-
-
 def reference(profile: TargetProfile) -> tuple[Workload, str]:
-    """The reference kernel of a profile, and its schedule."""
-    v = profile.lanes
-    h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
-    conv = OpCall.make("conv2d", 0, 1, padding=(1, 1, 1, 1), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
-                       layout="nhwc", out=(1, h, w))  # fmt: skip
-    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 3, 3, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
-    return workload, candidates(workload, profile)[0].to_text()
+    """The reference kernel of a profile, and its schedule: the one that is timed here, too."""
+    workload, config = reference_of(profile)
+    return workload, config.to_text()

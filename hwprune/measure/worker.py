@@ -12,16 +12,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from hwprune.compile.link import last_line
-from hwprune.errors import CompileError
-from hwprune.library import Library, Memory, aligned
-from hwprune.measure.timed import Kernel, link_kernels, reference, scheduled
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
+from hwprune.compile.link import last_line, link
+from hwprune.errors import CompileError, Infeasible
+from hwprune.kernels import candidates, kernel_inputs, primfunc
+from hwprune.kernels.schedule import Config
+from hwprune.library import ALIGNMENT, Library, Memory, aligned
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import OpCall, TensorSpec, Workload
 
 #: runs -> median microseconds of one run
 Timer = Callable[[int], float]
@@ -30,6 +32,8 @@ Timer = Callable[[int], float]
 BURST_S = 0.0015
 #: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
 ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
+#: The reference kernel: a convolution that neither misses caches nor is too short to time.
+REFERENCE = dict(height=16, width=16, channels=32)
 
 _NOISE = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
 
@@ -39,18 +43,23 @@ class Kernels:
 
     def __init__(self, profile_json: str, threads: int):
         self.profile, self.threads = TargetProfile.model_validate_json(profile_json), threads
-        workload, config = reference(self.profile)
-        timers, failures = self.timers(workload, [config])
+        workload, config = _reference(self.profile)
+        timers, failures = self.timers(workload, [config.to_text()])
         if failures:
             raise CompileError(f"the reference kernel cannot be built: {failures}")
-        self.reference = timers[config]
+        self.reference = timers[config.to_text()]
 
     def timers(self, workload: Workload, configs: list[str], spread_bytes: int = 0) -> tuple[dict[str, Timer], dict[str, str]]:
         """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built.
 
         spread_bytes : copies of the constants take up this much memory and take turns, as in a network of so many bytes.
         """
-        functions, failures = scheduled(workload, configs, self.profile)
+        functions, failures = {}, {}
+        for text in configs:
+            try:
+                functions[text] = primfunc(workload, self.profile, Config.from_text(text))
+            except (Infeasible, CompileError, RuntimeError, ValueError, TypeError) as err:
+                failures[text] = last_line(err)
         timers, unbuilt = self._build(workload, functions, spread_bytes)
         return timers, {**failures, **unbuilt}
 
@@ -71,17 +80,21 @@ class Kernels:
         return timers, failures
 
     def _library(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> dict[str, Timer]:
-        kernels = [Kernel(workload, text) for text in functions]
+        activations = [t for t in workload.inputs if t.role != "weight"]
+        result = Argument(OUTPUT, 0, workload.output.shape)
+        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in functions]
+        calls = [KernelCall(f"kernel{i}", (*arguments, result)) for i, (arguments, _) in enumerate(operands)]
+        most = max(size for _, size in operands)
+        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernels.so")
-            sizes = link_kernels(kernels, functions.values(), self.profile, self.threads, path)
+            link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
             library = Library(path)
-        inputs, output = [_noise(4 * n) for n in library.inputs], _noise(4 * library.outputs[0])
+        inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
         # two copies at least, so that none is read twice in a row
-        most = max(sizes)
         weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most), aligned(0)
         timers = {}
-        for step, (text, size) in enumerate(zip(functions, sizes)):
+        for step, (text, (_, size)) in enumerate(zip(functions, operands)):
             copies = weights.size // size if size else 1
             timers[text] = self._timer(library, Memory(inputs, [output], weights[: copies * size], scratch, copies), step)
         return timers
@@ -90,11 +103,33 @@ class Kernels:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
 
 
+def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
+    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
+    arguments, activations, size = [], 0, 0
+    for spec in specs:
+        if spec.role == "weight":
+            arguments.append(Argument(WEIGHTS, size, spec.shape))
+            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
+        else:
+            arguments.append(Argument(INPUT, activations, spec.shape))
+            activations += 1
+    return arguments, size
+
+
 def _noise(size: int) -> np.ndarray:
     """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
     buffer = aligned(size)
     buffer.view(np.float32)[:] = np.resize(_NOISE, size // 4)
     return buffer
+
+
+def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
+    v = profile.lanes
+    h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
+    conv = OpCall.make("conv2d", 0, 1, padding=(1, 1, 1, 1), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
+                       layout="nhwc", out=(1, h, w))
+    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 3, 3, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
+    return workload, candidates(workload, profile)[0]
 
 
 def rounds_of(

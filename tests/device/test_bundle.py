@@ -8,6 +8,7 @@ from bundles import unpacked
 from hwprune import api
 from hwprune.costing import Costing
 from hwprune.errors import UsageError
+from hwprune.measure.elsewhere import latest_of
 from hwprune.measure.importing import read_results
 from hwprune.measure.rpc import build_starter
 from hwprune.measure.store import Store
@@ -44,7 +45,7 @@ def test_an_emulators_times_are_refused_and_when_asked_for_kept_apart(results, t
     told = api.import_results(path, store=store, emulated=True)
     assert told.device.startswith("emulated (") and told.workloads == 3
     opened = Store(store)
-    assert opened.latest_of(2, bundle.job.header.software) is None
+    assert latest_of(opened, 2, bundle.job.header.software) is None
     opened.close()
     with Costing(bundle.profile, store) as cost:
         assert {e.provenance for e in cost.model.predict(bundle.job.workloads)} == {"analytic"}

@@ -18,6 +18,7 @@ from hwprune.costing import Costing
 from hwprune.errors import UsageError
 from hwprune.kernels import KERNELS_VERSION
 from hwprune.measure.device import software
+from hwprune.measure.elsewhere import latest_of
 from hwprune.measure.importing import check_fits, parse_results, profile_of, read_results, store_results
 from hwprune.measure.job import BuiltLibrary, Header, Job, Limits, Placed
 from hwprune.measure.store import Context, Store
@@ -217,7 +218,7 @@ def test_an_emulators_times_are_stored_by_name_only_and_nothing_reads_them(job, 
         check_fits(results, load(TARGET), False, "r.json")
     check_fits(results, load(TARGET), True, "r.json")
     assert store_results(results, store).device == f"emulated (qemu): {DEVICE}"
-    assert store.latest_of(4, job.header.software) is None
+    assert latest_of(store, 4, job.header.software) is None
     with Costing(load(TARGET), store.path) as cost:
         assert [e.provenance for e in cost.model.predict(job.workloads)] == ["analytic", "analytic"]
 

@@ -1,4 +1,4 @@
-"""Measuring the kernels of a network: on this machine, in a bundle for a device, on boards; and importing what was measured."""
+"""Measuring the kernels of a network on other machines: in a bundle, on boards; and importing what was measured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from hwprune.compile.lower import lower
 from hwprune.cost.analytic_gpu import analytic_model
-from hwprune.costing import Costing, check_runs_here, load_target
+from hwprune.costing import load_target
 from hwprune.graph import analyze, trace
 from hwprune.progress import SILENT, Progress
-from hwprune.results import BundleReport, MeasureReport
+from hwprune.results import BundleReport
 from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
 from hwprune.target import TargetProfile
@@ -26,37 +26,11 @@ if TYPE_CHECKING:
     from hwprune.measure.job import Job
     from hwprune.measure.store import Store
 
-#: Uniform shares of the units at which ``measure`` times a network's kernels.
-_MEASURED_SHARES = (0.75, 0.5, 0.25)
+#: Uniform shares of the units at which a network's kernels are measured.
+_SHARES = (0.75, 0.5, 0.25)
 
 #: Schedules of each workload that go into a bundle: of the dense network's kernels, and of narrowed ones.
 _PACKED_DENSE, _PACKED_NARROWED = 8, 4
-
-
-def measure(
-    model: nn.Module,
-    example_input: torch.Tensor,
-    *,
-    target: str = "native",
-    freeze: Sequence[str] = (),
-    threads: int | None = None,
-    store: str | Path | None = None,
-    progress: Progress = SILENT,
-) -> MeasureReport:
-    """Time the kernels of ``model``, dense and uniformly narrowed, on ``target`` and keep them in the store.
-
-    UsageError if this machine cannot run the target's code.
-    """
-    started, profile = time.perf_counter(), load_target(target, threads)
-    check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
-    view, narrowed = _measured_kernels(model, example_input, profile, freeze)
-    dense = view.workloads({})
-    with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
-        cost.measure(dense, "tune")
-        kernels = {w.key: w for w in [*dense, *narrowed]}
-        known = sum(cost.model.is_measured(w) for w in kernels.values())
-        cost.measure(list(kernels.values()))
-        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
 
 
 def bundle(
@@ -159,6 +133,7 @@ def _device_job(
     """The kernels of ``model`` for a device of ``profile``, but for those that ``store`` knows, built into ``folder``."""
     from hwprune.measure.bundle import Asked, build_job, check_packable
     from hwprune.measure.device import software
+    from hwprune.measure.elsewhere import latest_of
     from hwprune.measure.measurer import spread_bytes
 
     check_packable(profile)  # before the network is traced for nothing
@@ -166,7 +141,7 @@ def _device_job(
     asked = {w.key: Asked(w, _PACKED_NARROWED) for w in narrowed}
     asked |= {w.key: Asked(w, _PACKED_DENSE) for w in view.workloads({})}
     spread = spread_bytes(view.network.weight_bytes(), profile)
-    known = store.latest_of(profile.threads, software(profile, spread)) if store else None
+    known = latest_of(store, profile.threads, software(profile, spread)) if store else None
     efforts = {m.workload.key: m.effort for m in known.measurements} if known else {}
     wanted = [a for key, a in asked.items() if efforts.get(key, 0) < a.schedules]
     return build_job(wanted, profile, profile.threads, spread, folder, progress)
@@ -182,6 +157,6 @@ def _measured_kernels(
     full = {g.id: g.width for g in graph.groups}
     widths = candidate_widths(view, full, analytic_model(profile))
     chosen = [
-        {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
+        {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _SHARES
     ]
     return view, list({w.key: w for some in chosen for w in view.workloads(some)}.values())
