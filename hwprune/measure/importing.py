@@ -91,7 +91,7 @@ class Results:
 
     job: Job
     device: _Facts
-    baseline_us: float
+    baseline_us: float  # the reference kernel's, undisturbed
     measured: tuple[_Measured, ...]
     failed: tuple[_Failed, ...]
 
@@ -180,7 +180,9 @@ def _assemble(job: Job, records: list[_Record]) -> Results:
         times = np.array([*(k.samples_us for k in m.kernels), m.reference_us])
         if not (np.isfinite(times).all() and (times > 0).all()):
             raise ValueError(f"a time of workload {m.workload} is not positive")
-    return Results(job, devices[0].device, undisturbed(np.array(baselines[0].baseline_us)), measured, failed)
+    # the reference may have been disturbed at the start and not later
+    reference_us = np.array([us for values in (baselines[0].baseline_us, *(m.reference_us for m in measured)) for us in values])
+    return Results(job, devices[0].device, undisturbed(reference_us), measured, failed)
 
 
 def profile_of(results: Results, target: str | None, source: str) -> TargetProfile:
@@ -219,17 +221,22 @@ def check_fits(results: Results, profile: TargetProfile, emulated: bool, source:
 
 
 def store_results(results: Results, store: Store) -> Imported:
-    """Put everything into the store, or nothing. StoreError."""
+    """Put everything into the store, or nothing. StoreError.
+
+    Latencies are those at the speed at which the store knows the device: a second import, or another board of the kind, stands
+    beside the first.
+    """
     job, context = results.job, results.context
     schedules = noisy = 0
     energy: dict[int, float] = {}
+    baseline_us = store.calibration("reference_us", context) or results.baseline_us
     with store.whole():
-        store.calibrate("reference_us", results.baseline_us, context)
+        store.calibrate("reference_us", baseline_us, context)
         for m in results.measured:
             effort, latencies = job.efforts[m.workload], {}
-            disturbed = m.throttled or np.quantile(m.reference_us, QUANTILE) > job.limits.calm * results.baseline_us
+            disturbed = m.throttled or np.quantile(m.reference_us, QUANTILE) > job.limits.calm * baseline_us
             for k in m.kernels:
-                one = estimate(np.array(k.samples_us), np.array(m.reference_us), results.baseline_us)
+                one = estimate(np.array(k.samples_us), np.array(m.reference_us), baseline_us)
                 latencies[k.kernel] = Latency(one.latency_us, one.low_us, one.high_us, one.rounds, bool(one.noisy or disturbed))
                 store.record(job.workloads[m.workload], job.kernels[k.kernel].config, context, latencies[k.kernel], effort)
             schedules += len(latencies)

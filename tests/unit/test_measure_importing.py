@@ -104,6 +104,19 @@ def test_latencies_are_made_by_the_estimator_and_stored_under_the_device(job, st
     assert store.calibration(f"energy_uj of {job.workloads[0].key} {config(2)}", here) == 7.5 and told.energy_uj == {0: 7.5}
 
 
+def test_latencies_are_at_the_speed_at_which_the_store_knows_the_device(job, store):
+    here = Context(DEVICE, 4, job.header.software)
+    store.calibrate("reference_us", 9.5, here)
+    store_results(parse_results(sealed(job, records()), "r.json"), store)
+    assert store.best(job.workloads[1], here).latency.latency_us == pytest.approx(30.0 * 0.95)
+    assert store.calibration("reference_us", here) == 9.5
+
+
+def test_reference_that_was_disturbed_at_the_start_only_is_taken_from_later_rounds(job):
+    slow = [records()[0], {"baseline_us": [14.0] * 5}, *records()[2:]]
+    assert parse_results(sealed(job, slow), "r.json").baseline_us == 10.0
+
+
 def test_schedules_that_crashed_there_are_stored_as_failures(job, store):
     told = store_results(parse_results(sealed(job, records()), "r.json"), store)
     assert store.failures(job.workloads[0], Context(DEVICE, 4, job.header.software)) == {config(1): "crashed: Illegal instruction"}
