@@ -78,7 +78,7 @@ def measure_on_boards(
     MeasureError when all boards died.
     """
     from hwprune.measure import importing
-    from hwprune.measure.rpc import boards, measure_on_boards, parse_address
+    from hwprune.measure.rpc import boards, measure_job, parse_address
     from hwprune.measure.store import Store
 
     profile, tracker = load_target(target, threads), parse_address(rpc)
@@ -94,7 +94,7 @@ def measure_on_boards(
     try:
         job = _device_job(model, example_input, profile, freeze, parts, progress, opened)
         if job.workloads:
-            measure_on_boards(job, profile, parts, tracker, key, keep, progress)
+            measure_job(job, profile, parts, tracker, key, keep, progress)
         shutil.rmtree(parts)
         return importing.together(profile.name, kept, opened.path)
     finally:

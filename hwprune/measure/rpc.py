@@ -57,7 +57,7 @@ def boards(tracker: tuple[str, int], key: str) -> list[str]:
     return found
 
 
-def measure_on_boards(
+def measure_job(
     job: Job, profile: TargetProfile, folder: Path, tracker: tuple[str, int], key: str, keep: Callable[[str], None],
     progress: Progress = SILENT,
 ) -> None:  # fmt: skip

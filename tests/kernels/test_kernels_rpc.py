@@ -11,7 +11,7 @@ from agent_fakes import LIMITS, SLEEPS, job
 
 from hwprune.errors import UsageError
 from hwprune.measure.importing import parse_results
-from hwprune.measure.rpc import boards, measure_on_boards
+from hwprune.measure.rpc import boards, measure_job
 from hwprune.progress import Silent
 
 rpc = pytest.importorskip("tvm.rpc")
@@ -65,7 +65,7 @@ def test_a_board_that_dies_is_dropped_and_nothing_is_lost(usable, agent, tracker
         if len(kept) == 2:  # by now both are at work
             servers[0].terminate()
 
-    measure_on_boards(whole, usable(8), folder, tracker, KEY, keep, saying)
+    measure_job(whole, usable(8), folder, tracker, KEY, keep, saying)
     assert {r.job.workloads[0].key for r in kept} == {w.key for w in whole.workloads} and len(kept) == LIBRARIES
     assert all({k.kernel: k.samples_us for k in m.kernels}[2] == [21.0] * 3 for r in kept for m in r.measured)
     assert len(saying.said) == 1 and "is dropped" in saying.said[0]
