@@ -54,7 +54,7 @@ lint: venv ## Style
 
 native: venv ## Build the native tools in kernels/native by themselves
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release
-	cmake --build build/native --parallel
+	cmake --build build/native --parallel --target hwprune-run --target hwprune-agent
 
 clean: ## Remove .venv, builds and caches; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache

@@ -20,6 +20,7 @@ from torch import nn
 from hwprune.budget import parse_bytes, parse_latency
 from hwprune.compile.lower import Network, lower
 from hwprune.costing import Costing, check_runs_here, load_target
+from hwprune.devices import bundle, import_results, measure_on_boards
 from hwprune.errors import UsageError
 from hwprune.graph import ChannelGraph, analyze, trace
 from hwprune.inspection import price, report
@@ -41,7 +42,7 @@ from hwprune.target import TargetProfile
 
 __all__ = [
     "SearchResult", "bench", "compile_model", "compile_run", "default_out", "finetune_run", "inspect", "load_run", "measure",
-    "search",
+    "search", "bundle", "import_results", "measure_on_boards",
 ]  # fmt: skip
 
 #: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
@@ -261,7 +262,7 @@ def measure(
     UsageError if this machine cannot run the target's code.
     """
     started, profile = time.perf_counter(), load_target(target, threads)
-    check_runs_here(profile, "nothing can be measured here")
+    check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
     traced = trace(model, example_input)
     graph = analyze(traced, freeze)
     view = NetworkView(lower(traced, profile), graph)

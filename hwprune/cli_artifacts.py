@@ -11,6 +11,7 @@ from hwprune.cli_options import (
     Exact,
     InputShape,
     Json,
+    OptionalTarget,
     Store,
     Threads,
     Weights,
@@ -18,16 +19,6 @@ from hwprune.cli_options import (
     load_subject,
 )
 from hwprune.terminal import reporting
-
-OptionalTarget = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        metavar="T",
-        help="Target profile, `native` for this machine, or a .toml file; a run folder knows its own.",
-    ),
-]
-
 
 def compile(
     subject: Annotated[str, typer.Argument(metavar="RUN|SPEC", help="A run folder, or a model: " + MODEL_HELP)],

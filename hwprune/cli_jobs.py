@@ -15,6 +15,7 @@ from hwprune.cli_options import (
     InputShape,
     Json,
     Normalize,
+    OptionalTarget,
     Seed,
     Store,
     Target,
@@ -163,48 +164,92 @@ def finetune(
 
 
 def measure(
-    target: Target,
+    target: OptionalTarget = None,
     model: Model = None,
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
     freeze: Freeze = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE.tar", help="Pack the kernels for a device instead of timing them here."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="results.json", help="Keep what a bundle has measured on a device.")
+    ] = None,
+    rpc: Annotated[
+        str | None, typer.Option("--rpc", metavar="HOST:PORT", help="Time on boards behind TVM's RPC tracker; with --key.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="NAME", help="With --rpc: the boards' key at the tracker, like rpi4.")
+    ] = None,
+    emulated: Annotated[
+        bool,
+        typer.Option("--emulated", help="Of --import and --rpc: keep an emulator's times, too; no cost model reads them."),
+    ] = False,
     threads: Threads = None,
     store: Store = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Time the kernels of a network.
+    """Time the kernels of a network, here or on a device.
 
     Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it
     lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+
+    For a device, --bundle packs the kernels; there, `tar xf FILE.tar && ./measure` writes results.json, without Python
+    and without a network; --import keeps it. With --rpc all boards with that key measure at the same time, and one that
+    dies is dropped.
 
     \b
     Examples:
       hwprune measure --target native
       hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224
+      hwprune measure --target rpi4 --model torchvision:resnet18 --input-shape 1x3x224x224 --bundle rpi4.tar
+      hwprune measure --import results.json
+      hwprune measure --target rpi4 --rpc 127.0.0.1:9190 --key rpi4
     """
     with reporting(json, debug) as terminal:
-        announce_target(terminal, target)
+        _check_measure(target, model, bundle, import_, rpc, key, emulated)
+        if target is not None:
+            announce_target(terminal, target)
+        if import_ is not None:
+            from hwprune import api
+
+            found = api.import_results(import_, target=target, emulated=emulated, store=store, progress=terminal)
+            terminal.result(found.to_json(), *found.lines())
+            return
         model, data = default_model(terminal, model, data)
 
         from hwprune import api
 
         loaded, _, example = load_subject(model, weights, data, None, input_shape)
-        report = api.measure(
-            loaded.module,
-            example,
-            target=target,
-            freeze=tuple(freeze or ()),
-            threads=threads,
-            store=store,
-            progress=terminal,
-        )
-        terminal.result(
-            report.to_json(),
-            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s",
-            f"store: {report.store}",
-        )
+        common = dict(target=target, freeze=tuple(freeze or ()), threads=threads, progress=terminal)
+        if bundle is not None:
+            report = api.bundle(loaded.module, example, bundle, **common)
+        elif rpc is not None:
+            report = api.measure_on_boards(loaded.module, example, rpc, key, emulated=emulated, store=store, **common)
+        else:
+            report = api.measure(loaded.module, example, store=store, **common)
+        terminal.result(report.to_json(), *report.lines())
+
+
+def _check_measure(
+    target: str | None, model: str | None, bundle: Path | None, results: Path | None, rpc: str | None, key: str | None,
+    emulated: bool,
+) -> None:
+    from hwprune.errors import UsageError
+
+    if sum(way is not None for way in (bundle, results, rpc)) > 1:
+        raise UsageError("--bundle, --import and --rpc are three ways to reach a device; give one of them")
+    if results is not None and model is not None:
+        raise UsageError(f"--import {results} takes no --model: the file says what was measured")
+    if results is None and target is None:
+        raise UsageError("measure needs --target; `hwprune targets list` shows all, and `native` is this machine")
+    if (rpc is None) != (key is None):
+        raise UsageError("--rpc and --key go together: where the tracker is, and the key of its boards")
+    if emulated and results is None and rpc is None:
+        raise UsageError("--emulated goes with --import and --rpc; on the device it is `./measure --emulated`")
 
 
 def inspect(

@@ -24,6 +24,14 @@ MODEL_HELP = (
 Target = Annotated[
     str, typer.Option("--target", metavar="T", help="Target profile, `native` for this machine, or a .toml file.")
 ]
+OptionalTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="T",
+        help="Target profile, `native` for this machine, or a .toml file; a run folder or a results file knows its own.",
+    ),
+]
 Weights = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="safetensors, or a state_dict file.")]
 Data = Annotated[
     str | None,

@@ -20,6 +20,7 @@ from hwprune.workload import Workload
 if TYPE_CHECKING:
     from hwprune.compile.lower import Network
     from hwprune.kernels.schedule import Config
+    from hwprune.measure.store import Measurement, Store
 
 
 #: A network that takes this much longer than it did before was disturbed; it is timed this often at most, with pauses.
@@ -30,8 +31,8 @@ _DISTURBED, _ATTEMPTS, _PAUSE_S = 1.06, 4, 3.0
 class Costing:
     """A cost model for ``profile``, how it learns, and the schedules that go with what it knows.
 
-    Measurements answer where this machine can run the target's code, the analytic model elsewhere. Close it (or use
-    ``with``) to end the measuring process.
+    Measurements answer where this machine can run the target's code, and where the store has some that a device of the
+    target made; the analytic model answers elsewhere. Close it (or use ``with``) to end the measuring process.
 
     prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
     """
@@ -47,6 +48,8 @@ class Costing:
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior
+        self.store: "Store | None" = None
+        self._imported: "Mapping[str, Measurement]" = {}
         if self.measurable:
             from hwprune.measure.measurer import Measurer
             from hwprune.measure.store import Store
@@ -54,6 +57,35 @@ class Costing:
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
             self.model = TableModel(self.measurer.measured, self.prior)
+        else:
+            self._use_imported(store, weights_bytes, progress)
+
+    def _use_imported(self, path: str | Path | None, weights_bytes: int, progress: Progress) -> None:
+        """Answer with what the latest device of this target measured, if the store has any for networks of this size."""
+        from hwprune.kernels import is_exact
+        from hwprune.kernels.schedule import Config
+        from hwprune.measure.device import software
+        from hwprune.measure.elsewhere import latest_of
+        from hwprune.measure.measurer import spread_bytes
+        from hwprune.measure.store import Store, default_path
+
+        path = Path(path) if path is not None else default_path()
+        if not path.exists():
+            return
+        self.store = Store(path, progress)
+        made_with = software(self.profile, spread_bytes(weights_bytes, self.profile))
+        found = latest_of(
+            self.store, self.profile.threads, made_with, lambda text: not self._exact or is_exact(Config.from_text(text))
+        )
+        if found is None:
+            return
+        others = f", the latest of {found.devices} devices" if found.devices > 1 else ""
+        progress.say(
+            f"target {self.profile.name!r}: kernels measured on {found.context.device} until {found.measured_at}{others}; "
+            f"the analytic model for the rest"
+        )
+        self._imported = {m.workload.key: m for m in found.measurements}
+        self.model = TableModel(self._imported.values, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
@@ -107,12 +139,17 @@ class Costing:
         if self.measurable:
             return self.measurer.schedule(workload)
         from hwprune.kernels import candidates
+        from hwprune.kernels.schedule import Config
+
+        if workload.key in self._imported:
+            return Config.from_text(self._imported[workload.key].config)
 
         return candidates(workload, self.profile, self._exact)[0]
 
     def close(self) -> None:
         if self.measurable:
             self.measurer.close()
+        if self.store is not None:
             self.store.close()
 
     def __enter__(self) -> "Costing":

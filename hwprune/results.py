@@ -105,6 +105,30 @@ class MeasureReport:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "store": str(self.store)}
 
+    def lines(self) -> tuple[str, ...]:
+        return (f"{self.kernels} kernels, {self.measured_now} timed now in {self.seconds:.1f} s", f"store: {self.store}")
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What was packed for a device: the file and its size, distinct workloads, and kernels (their schedules)."""
+
+    path: Path
+    size_bytes: int
+    workloads: int
+    kernels: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+    def lines(self) -> tuple[str, ...]:
+        return (
+            f"{self.path}: {self.workloads} kernels in {self.kernels} schedules, {self.size_bytes / 1e6:.1f} MB, built in {self.seconds:.1f} s",
+            f"on the device: tar xf {self.path.name} && ./measure",
+            "then here: hwprune measure --import results.json",
+        )
+
 
 @dataclass(frozen=True)
 class AxisRow:

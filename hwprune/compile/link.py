@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Sequence
 
 from tvm import tirx
 
@@ -73,3 +74,11 @@ def ffi_includes() -> list[str]:
 def last_line(err: Exception) -> str:
     lines = [line for line in str(err).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(err).__name__
+
+
+def run_compiler(arguments: Sequence[str], profile: TargetProfile) -> None:
+    """Run the target's compiler driver. CompileError with its first error, or with its package where it is missing."""
+    done = subprocess.run([linker(profile), *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
+        raise CompileError(f"`{profile.link.cxx}` cannot compile for target {profile.name!r}: {lines[0].strip()}")

@@ -8,23 +8,36 @@ import platform
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Mapping
 
 from hwprune.target import TargetProfile
+
+
+#: How the text of a device begins that was none.
+EMULATED = "emulated"
 
 
 @lru_cache
 def local_device() -> str:
     """This machine's processor, as text: measurements are shared between machines that read the same."""
-    name = platform.processor() or platform.machine()
     try:
-        fields = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line]
-        facts = {key.strip(): value.strip() for key, value in fields}
-        name = facts.get("model name") or facts.get("CPU part") or name
-        detail = [facts[k] for k in ("cpu family", "model", "stepping") if k in facts]
-        name = f"{name} ({'/'.join(detail)})" if detail else name
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return f"{name}; {available_cores()} cores"
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if ":" in line)}
+    try:
+        board = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n")
+    except OSError:
+        board = ""
+    return device_text(facts, board, platform.processor() or platform.machine(), available_cores())
+
+
+def device_text(cpuinfo: Mapping[str, str], board: str, machine: str, cores: int) -> str:
+    """A device by name. ``cpuinfo``: of its first processor; ``board``: its name in the device tree, if it has one."""
+    name = cpuinfo.get("model name") or cpuinfo.get("CPU part") or machine
+    detail = [cpuinfo[k] for k in ("cpu family", "model", "stepping") if k in cpuinfo]
+    name = f"{name} ({'/'.join(detail)})" if detail else name
+    return f"{f'{board}, ' if board else ''}{name}; {cores} cores"
 
 
 def available_cores() -> int:

@@ -45,6 +45,11 @@ def estimate(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: floa
     return _latency(samples_us, np.quantile(samples_us, QUANTILE), np.quantile(reference_us, QUANTILE), baseline_us)
 
 
+def undisturbed(reference_us: np.ndarray) -> float:
+    """The reference kernel's latency when undisturbed, from rounds [rounds] of nothing else: a low quantile of them."""
+    return float(np.quantile(reference_us, 0.1))
+
+
 def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline_us: float) -> list[Latency]:
     """Latencies of programs that were timed in turn and will be compared: all from the same, calmest rounds.
 

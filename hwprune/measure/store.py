@@ -157,6 +157,17 @@ class Store:
         """The fastest schedule measured for ``workload``, or None."""
         return self.best_of([workload], context)[0]
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is written within is kept as a whole or not at all. StoreError."""
+        self._execute("BEGIN IMMEDIATE", ())
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK", ())
+            raise
+        self._execute("COMMIT", ())
+
     def best_of(self, workloads: Sequence[Workload], context: Context) -> list[Measurement | None]:
         """``best`` of each, in one pass over the store."""
         table = self._table(context)

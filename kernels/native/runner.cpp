@@ -19,6 +19,8 @@
 #include <string>
 #include <vector>
 
+#include "pages.h"
+
 namespace {
 
 constexpr size_t kAlignment = 64;     // kernels load whole vectors
@@ -41,6 +43,7 @@ class AlignedBuffer {
     const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
     data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, rounded)));
     if (!data_) fail("out of memory: " + std::to_string(rounded) + " bytes");
+    ask_for_large_pages(data_.get(), rounded);
     std::memset(data_.get(), 0, rounded);
   }
   char* data() const { return data_.get(); }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import agent_fakes
 import pytest
 
 from compiled_networks import profile_of
@@ -29,3 +30,9 @@ def usable():
         return chosen
 
     return profile
+
+
+@pytest.fixture(scope="session")
+def agent(usable, tmp_path_factory) -> Path:
+    """A folder with the agent and the library of `agent_fakes`."""
+    return agent_fakes.build(usable(8), tmp_path_factory.mktemp("agent"))

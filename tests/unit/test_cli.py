@@ -242,6 +242,29 @@ def test_inspect_of_a_network_without_kernels_says_so_and_draws(folder: Path) ->
     assert '"conv1.weight[0]" -> "conv1";' in (folder / "net.dot").read_text()
 
 
+# Measuring on devices
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "measure needs --target"),
+        (["--target", "rpi4", "--bundle", "b.tar", "--import", "r.json"], "three ways to reach a device; give one"),
+        (["--import", "r.json", "--model", "net.py:build"], "takes no --model: the file says what was measured"),
+        (["--target", "rpi4", "--rpc", "127.0.0.1:9190"], "--rpc and --key go together"),
+        (["--target", "rpi4", "--emulated"], "--emulated goes with --import and --rpc"),
+        (["--target", "rpi4", "--rpc", "nowhere", "--key", "rpi4", "--model", "bundled:digits_resnet"], "write host:port"),
+        (["--import", "r.json"], "cannot read r.json: No such file or directory"),
+        (["--target", "rpi4", "--model", "bundled:digits_resnet"], "pack the kernels for a device with --bundle"),
+        (["--target", "h100", "--model", "bundled:digits_resnet", "--bundle", "b.tar"], "is a GPU, and kernels are packed for CPUs so far"),
+    ],
+)
+def test_measure_says_what_does_not_go_together(folder: Path, arguments: list[str], said: str) -> None:
+    result = call("measure", *arguments)
+    assert result.exit_code == 2 and result.stderr.count("error: ") == 1
+    assert said in " ".join(result.stderr.split())
+
+
 # Targets
 
 
