@@ -12,13 +12,15 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from hwprune.compile.artifact import build_artifact
+from hwprune.compile.artifact import NetworkProgram, network_program
+from hwprune.compile.constants import Shapes
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
 from hwprune.kernels import candidates, is_exact
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
 from hwprune.measure.estimate import Latency, estimate, estimate_together
+from hwprune.measure.objects import kernel_name
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Context, Measurement, Store
 from hwprune.progress import SILENT, Progress
@@ -63,11 +65,11 @@ class Measurer:
         self.threads = threads or profile.threads
         self._spread_bytes = spread_bytes(weights_bytes, profile)
         self.context = Context(local_device(), self.threads, software(profile, self._spread_bytes))
-        self._worker = Worker(profile, self.threads)
+        self._folder = tempfile.TemporaryDirectory(prefix="hwprune.")
+        self._worker = Worker(profile, self.threads, objects=Path(self._folder.name))
         self.exact = exact
         self._known: dict[str, Measurement] = {m.workload.key: m for m in self.measured()}
         self._baseline: float | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="hwprune.")
 
     def measured(self) -> list[Measurement]:
         """The fastest schedule of everything that the store has, of those that may be used."""
@@ -177,20 +179,31 @@ class Measurer:
         """Latency of whole artifacts, timed in turn in one run, corrected for drift as kernels are."""
         names = [str(p) for p in paths]
         answer = self._worker.ask("artifacts", paths=names, threads=self.threads, rounds=rounds, timeout_s=300.0)
-        samples = np.array([answer["samples"][n] for n in names])
-        return estimate_together(samples, np.array(answer["reference"]), self.baseline_us())
+        return self._together(names, answer)
 
-    def time_networks(self, networks: Mapping[str, Network]) -> list[Latency]:
-        """Latency of whole networks, compiled with the best schedules measured and timed in turn, in order.
+    def time_networks(self, networks: Mapping[str, Network], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+        """Latency of whole networks with the best schedules measured, linked as artifacts are and timed in turn, in order.
 
         Kernels alone find their operands in the nearest cache and their threads awake; in a network they do not.
-        What was compiled under a name is used again when that name comes again.
         """
-        paths = [Path(self._folder.name, name) for name in networks]
-        for path, network in zip(paths, networks.values()):
-            if not path.exists():
-                build_artifact(network, self.profile, self.schedule, path)
-        return self.time_artifacts(paths)
+        return self.time_programs({name: self.program(network) for name, network in networks.items()}, rounds)
+
+    def program(self, network: Network, shapes: Shapes | None = None) -> NetworkProgram:
+        """Of ``network`` with the best schedules measured, under ``shapes`` (its own by default)."""
+        return network_program(network, self.profile, self.schedule, shapes, kernel_name)
+
+    def time_programs(self, programs: Mapping[str, NetworkProgram], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+        """Latency of each, linked over random constants and timed in turn in one run, corrected for drift as kernels are."""
+        request = {
+            name: {"kernels": {s: [w.to_json(), c.to_text()] for s, (w, c) in p.kernels.items()}, "tables": p.tables}
+            for name, p in programs.items()
+        }
+        answer = self._worker.ask("networks", programs=request, rounds=rounds, timeout_s=300.0)
+        return self._together(list(request), answer)
+
+    def _together(self, names: Sequence[str], answer: dict) -> list[Latency]:
+        samples = np.array([answer["samples"][n] for n in names])
+        return estimate_together(samples, np.array(answer["reference"]), self.baseline_us())
 
     def close(self) -> None:
         self._worker.close()
