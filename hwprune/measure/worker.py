@@ -192,7 +192,10 @@ def _measure(state: dict, request: dict) -> dict:
         timers = {text: timers[text] for text in best}
     else:
         screened = {}
-    kernels.objects.forget([kernel_name(workload, Config.from_text(text)) for text in screened])
+    losers = [kernel_name(workload, Config.from_text(text)) for text in screened]
+    # kept until it is known that this workload is not to be timed again
+    kernels.objects.forget([symbol for symbol in state.pop("losers", ()) if symbol not in losers])
+    state["losers"] = losers
     result = rounds_of(timers, request["rounds"], kernels.reference) if timers else {"samples": {}, "reference": []}
     return {**result, "screened": screened, "failures": failures}
 

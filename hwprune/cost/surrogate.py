@@ -1,0 +1,179 @@
+"""Surrogate: latency of kernels that were not measured, fitted on the measured ones; a mean and its uncertainty.
+
+What is fitted is the logarithm of measured over analytic. The analytic model already has the staircase of vectors and
+tiles; what it misses is
+
+1. a level and a slope of each kind of kernel, which kinds, places and families (``traits``) share in part, and what uneven
+   tiles cost: a Bayesian linear regression over all measurements, so that a family nobody measured profits from the others
+   (Gelman & Hill, Data Analysis Using Regression and Multilevel/Hierarchical Models, 2007, ch. 12);
+2. what is left of it within a place, over both widths: a Gaussian process with a smooth part, and a rough one for what
+   changes from width to width, such as the schedule that won (Rasmussen & Williams, Gaussian Processes for Machine Learning,
+   2006, ch. 2). The measurements' own spread is its noise.
+
+The hyperparameters below are pooled over all families. How wide the uncertainty is, is corrected by how far each measurement
+is from what the others say of it (leave-one-out, ibid., section 5.4.2).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Hashable, Sequence
+
+import numpy as np
+
+from hwprune.cost.traits import Traits
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Standard deviations are of the logarithm of measured over analytic, lengths in octaves of a width.
+
+    kind, place, family, step : of levels. slope : of a kind, for each octave. rest : what the regression leaves.
+    smooth, rough, own : of the process; ``own`` is of the part that is a family's, not its place's.
+    noise : of a measurement, beside its own spread. It has how well the tuner did in it.
+    """
+
+    kind: float = 0.6
+    place: float = 0.15
+    family: float = 0.08
+    step: float = 0.06
+    slope: float = 0.08
+    rest: float = 0.12
+    smooth: float = 0.12
+    smooth_length: float = 1.0
+    rough: float = 0.07
+    rough_length: float = 0.15
+    own: float = 0.04
+    noise: float = 0.025
+
+
+#: Of a place, measurements that take part: the process takes time with the third power of them.
+_MOST_POINTS = 400
+#: Bounds of the correction of the uncertainty: few measurements say little about it.
+_CORRECTION, _EXPECTED = (0.5, 3.0), 30
+#: Where the slopes turn: octaves of channels out, of the reduction, and of results a channel.
+_MIDDLE = (6.0, 9.0, 9.0)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The process of one place: its points, and what follows from their values."""
+
+    at: np.ndarray
+    families: np.ndarray
+    inverse: np.ndarray
+    weights: np.ndarray
+
+
+class Surrogate:
+    """Fitted once, from measurements: ``traits`` of each, log of measured over analytic, and the log's spread (std).
+
+    correction : factor on the uncertainty, found by leaving out one measurement at a time.
+    """
+
+    def __init__(
+        self, traits: Sequence[Traits], ratios: np.ndarray, spreads: np.ndarray, parameters: Hyperparameters = Hyperparameters()
+    ):
+        self.parameters, self.correction = parameters, 1.0
+        ratios = np.asarray(ratios, dtype=np.float64)
+        noise = parameters.noise**2 + np.asarray(spreads, dtype=np.float64) ** 2
+        self._columns: dict[Hashable, int] = {}
+        self._families: dict[str, int] = {}
+        for t in traits:
+            self._families.setdefault(t.family, len(self._families))
+            for name, _, _ in self._terms(t):
+                self._columns.setdefault(name, len(self._columns))
+        self._regress(traits, ratios, noise)
+        self._places = self._processes(traits, ratios - self._level(traits)[0], noise)
+
+    def predict(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of log of measured over analytic, float64 [n]; the latter is that of a measurement
+        to be made, with its noise."""
+        p = self.parameters
+        mean, variance = self._level(traits)
+        rest = np.full(len(mean), p.smooth**2 + p.rough**2 + p.own**2)
+        for place, rows in _by_place(traits).items():
+            known = self._places.get(place)
+            if known is not None:
+                cross = self._covariance(*self._coordinates([traits[i] for i in rows]), known.at, known.families)
+                mean[rows] += cross @ known.weights
+                rest[rows] -= ((cross @ known.inverse) * cross).sum(axis=1)
+        return mean, self.correction * np.sqrt(variance + np.maximum(rest, 0.0) + p.noise**2)
+
+    # -- levels and slopes, over all kernels
+
+    def _terms(self, t: Traits) -> tuple[tuple[Hashable, float, float], ...]:
+        """What a kernel's level is the sum of: name, value, and standard deviation of the coefficient before any data."""
+        p = self.parameters
+        return (
+            (t.kind, 1.0, p.kind), (t.place, 1.0, p.place), (t.family, 1.0, p.family),
+            ((t.kind, "out step", t.out_step), 1.0, p.step), ((t.kind, "in step", t.in_step), 1.0, p.step),
+            ((t.kind, "out"), t.position[0] - _MIDDLE[0], p.slope), ((t.kind, "in"), t.position[1] - _MIDDLE[1], p.slope),
+            ((t.kind, "volume"), t.volume - _MIDDLE[2], p.slope),
+        )  # fmt: skip
+
+    def _design(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Column and value of each term [n, terms], and the variance of the terms that no measurement has [n]."""
+        last = len(self._columns)  # a column of nothing
+        rows = [[(self._columns.get(name, last), value, std) for name, value, std in self._terms(t)] for t in traits]
+        table = np.array(rows, dtype=np.float64).reshape(len(traits), -1, 3)
+        columns, values = table[..., 0].astype(np.intp), table[..., 1]
+        unknown = columns == last
+        return columns, np.where(unknown, 0.0, values), np.where(unknown, (table[..., 2] * values) ** 2, 0.0).sum(axis=1)
+
+    def _regress(self, traits: Sequence[Traits], ratios: np.ndarray, noise: np.ndarray) -> None:
+        columns, values, _ = self._design(traits)
+        size = len(self._columns)
+        prior = np.ones(size + 1)
+        for t in traits:
+            for name, _, std in self._terms(t):
+                prior[self._columns[name]] = std**-2
+        design = np.zeros((len(traits), size + 1))
+        np.add.at(design, (np.arange(len(traits))[:, None], columns), values)
+        scaled = design / (noise + self.parameters.rest**2)[:, None]
+        self._posterior = np.linalg.inv(design.T @ scaled + np.diag(prior))
+        self._coefficients = self._posterior @ (scaled.T @ ratios)
+
+    def _level(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the regression, float64 [n]."""
+        columns, values, unknown = self._design(traits)
+        mean = (self._coefficients[columns] * values).sum(axis=1)
+        weighted = self._posterior[columns[:, :, None], columns[:, None, :]] * values[:, :, None] * values[:, None, :]
+        return mean, weighted.sum(axis=(1, 2)) + unknown
+
+    # -- the rest, place by place
+
+    def _processes(self, traits: Sequence[Traits], rest: np.ndarray, noise: np.ndarray) -> dict[str, _Place]:
+        places, doubts = {}, [np.ones(0)]
+        for place, rows in _by_place(traits).items():
+            rows = rows[-_MOST_POINTS:]
+            at, families = self._coordinates([traits[i] for i in rows])
+            inverse = np.linalg.inv(self._covariance(at, families, at, families) + np.diag(noise[rows]))
+            weights = inverse @ rest[rows]
+            places[place] = _Place(at, families, inverse, weights)
+            doubts.append(weights**2 / np.diag(inverse))  # squared error in standard deviations, each left out
+        told = np.concatenate(doubts)
+        # as if some more points had been just as far off as expected
+        self.correction = float(np.clip(np.sqrt((told.sum() + _EXPECTED) / (len(told) + _EXPECTED)), *_CORRECTION))
+        return places
+
+    def _coordinates(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [n, 2] and numbers of the families [n]."""
+        return np.array([t.position for t in traits]), np.array([self._families.get(t.family, -1) for t in traits])
+
+    def _covariance(self, a: np.ndarray, of_a: np.ndarray, b: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+        p = self.parameters
+        apart = np.abs(a[:, None, :] - b[None, :, :])
+        distance = np.sqrt(3.0) / p.smooth_length * np.sqrt((apart**2).sum(axis=2))
+        smooth = (1.0 + distance) * np.exp(-distance)  # Matern, 3/2
+        rough = np.exp(-apart.sum(axis=2) / p.rough_length)
+        same = (of_a[:, None] == of_b[None, :]) & (of_a[:, None] >= 0)
+        return (p.smooth**2 + p.own**2 * same) * smooth + p.rough**2 * rough
+
+
+def _by_place(traits: Sequence[Traits]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, t in enumerate(traits):
+        members[t.place].append(i)
+    return members
