@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Hashable, Sequence
 
 import numpy as np
@@ -29,12 +30,12 @@ from hwprune.cost.traits import Traits
 class Hyperparameters:
     """Standard deviations are of the logarithm of measured over analytic, lengths in octaves of a width.
 
-    kind, place, family, step : of levels. slope : of a kind, for each octave. rest : what the regression leaves.
+    kind : of the levels of kinds, of anchors, and of everything. place, family, step : of further levels. slope : of a kind, for each octave. rest : what the regression leaves.
     smooth, rough, own : of the process; ``own`` is of the part that is a family's, not its place's.
     noise : of a measurement, beside its own spread. It has how well the tuner did in it.
     """
 
-    kind: float = 0.6
+    kind: float = 0.4
     place: float = 0.15
     family: float = 0.08
     step: float = 0.06
@@ -53,7 +54,7 @@ _MOST_POINTS = 400
 #: Bounds of the correction of the uncertainty: few measurements say little about it.
 _CORRECTION, _EXPECTED = (0.5, 3.0), 30
 #: Where the slopes turn: octaves of channels out, of the reduction, and of results a channel.
-_MIDDLE = (6.0, 9.0, 9.0)
+_MIDDLE = np.array([6.0, 9.0, 9.0])
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,7 @@ class Surrogate:
         ratios = np.asarray(ratios, dtype=np.float64)
         noise = parameters.noise**2 + np.asarray(spreads, dtype=np.float64) ** 2
         self._columns: dict[Hashable, int] = {}
-        self._families: dict[str, int] = {}
-        for t in traits:
-            self._families.setdefault(t.family, len(self._families))
-            for name, _, _ in self._terms(t):
-                self._columns.setdefault(name, len(self._columns))
+        self._families = {name: number for number, name in enumerate(dict.fromkeys(t.family for t in traits))}
         self._regress(traits, ratios, noise)
         self._places = self._processes(traits, ratios - self._level(traits)[0], noise)
 
@@ -101,34 +98,53 @@ class Surrogate:
                 rest[rows] -= ((cross @ known.inverse) * cross).sum(axis=1)
         return mean, self.correction * np.sqrt(variance + np.maximum(rest, 0.0) + p.noise**2)
 
+    def shared(self, traits: Sequence[Traits], one: Traits) -> np.ndarray:
+        """Covariance of what is not known of each and of ``one``, float64 [n]: measuring ``one`` (of variance v) takes the square
+        of it over v from the variance of each."""
+        columns, values, _ = self._design([*traits, one])
+        weighted = self._posterior[columns[:-1, :, None], columns[-1][None, None, :]] * values[:-1, :, None] * values[-1]
+        found = weighted.sum(axis=(1, 2))
+        rows = [i for i, t in enumerate(traits) if t.place == one.place]
+        if rows:
+            there, here = self._coordinates([traits[i] for i in rows]), self._coordinates([one])
+            common = self._covariance(*there, *here)[:, 0]
+            known = self._places.get(one.place)
+            if known is not None:
+                sides = (self._covariance(*side, known.at, known.families) for side in (there, here))
+                common = common - (next(sides) @ known.inverse @ next(sides).T)[:, 0]
+            found[rows] += common
+        return self.correction**2 * found
+
     # -- levels and slopes, over all kernels
 
-    def _terms(self, t: Traits) -> tuple[tuple[Hashable, float, float], ...]:
-        """What a kernel's level is the sum of: name, value, and standard deviation of the coefficient before any data."""
+    def _names(self, t: Traits) -> tuple[Hashable, ...]:
+        """Of what a kernel's level is the sum of: its levels, and the slopes of its kind."""
+        return (*t.levels, (t.kind, "slope out"), (t.kind, "slope in"), (t.kind, "slope volume"))
+
+    @cached_property
+    def _deviations(self) -> np.ndarray:
+        """Standard deviation of each term's coefficient before any data."""
         p = self.parameters
-        return (
-            (t.kind, 1.0, p.kind), (t.place, 1.0, p.place), (t.family, 1.0, p.family),
-            ((t.kind, "out step", t.out_step), 1.0, p.step), ((t.kind, "in step", t.in_step), 1.0, p.step),
-            ((t.kind, "out"), t.position[0] - _MIDDLE[0], p.slope), ((t.kind, "in"), t.position[1] - _MIDDLE[1], p.slope),
-            ((t.kind, "volume"), t.volume - _MIDDLE[2], p.slope),
-        )  # fmt: skip
+        return np.array([p.kind, p.kind, p.kind, p.place, p.family, p.step, p.step, p.slope, p.slope, p.slope])
 
     def _design(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Column and value of each term [n, terms], and the variance of the terms that no measurement has [n]."""
-        last = len(self._columns)  # a column of nothing
-        rows = [[(self._columns.get(name, last), value, std) for name, value, std in self._terms(t)] for t in traits]
-        table = np.array(rows, dtype=np.float64).reshape(len(traits), -1, 3)
-        columns, values = table[..., 0].astype(np.intp), table[..., 1]
+        known, last = self._columns, len(self._columns)  # the last is a column of nothing
+        columns = np.array([[known.get(name, last) for name in self._names(t)] for t in traits])
+        values = np.ones(columns.shape)
+        values[:, -3:] = np.array([(*t.position, t.volume) for t in traits]) - _MIDDLE
         unknown = columns == last
-        return columns, np.where(unknown, 0.0, values), np.where(unknown, (table[..., 2] * values) ** 2, 0.0).sum(axis=1)
+        variance = (np.where(unknown, values, 0.0) * self._deviations) ** 2
+        return columns, np.where(unknown, 0.0, values), variance.sum(axis=1)
 
     def _regress(self, traits: Sequence[Traits], ratios: np.ndarray, noise: np.ndarray) -> None:
+        for t in traits:
+            for name in self._names(t):
+                self._columns.setdefault(name, len(self._columns))
         columns, values, _ = self._design(traits)
         size = len(self._columns)
         prior = np.ones(size + 1)
-        for t in traits:
-            for name, _, std in self._terms(t):
-                prior[self._columns[name]] = std**-2
+        prior[columns] = self._deviations**-2.0
         design = np.zeros((len(traits), size + 1))
         np.add.at(design, (np.arange(len(traits))[:, None], columns), values)
         scaled = design / (noise + self.parameters.rest**2)[:, None]

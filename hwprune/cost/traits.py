@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Hashable
 
 from hwprune.workload import Workload
 
@@ -20,48 +21,49 @@ _MOST_OUT, _MOST_IN = 7, 4
 class Traits:
     """See the module docstring. Sizes are logarithms to base 2.
 
-    position : channels out, and reduction length (channels in, where nothing is reduced).
-    volume : results of one channel.
-    out_step, in_step : the power of two in channels out and in channels in: how evenly tiles divide them.
+    levels : what a kernel belongs to, from everything to its own family; behind them, the power of two in its channels out and
+        in its channels in, each within its kind: how evenly tiles divide them.
+    position : channels out, and reduction length (channels in, where nothing is reduced). volume : results of one channel.
     """
 
     kind: str
     place: str
     family: str
+    levels: tuple[Hashable, ...]
     position: tuple[float, float]
     volume: float
-    out_step: int
-    in_step: int
 
 
-def traits(workload: Workload) -> Traits:
+def traits_of(workload: Workload) -> Traits:
     anchor = workload.anchor
     window = tuple(anchor.get(name) for name in ("stride", "padding", "dilation", "kernel", "kind")) if anchor else ()
     spatial = tuple(t.shape[:-1] for t in workload.inputs if t.role == "data")
     weights = [t.shape for t in workload.inputs if t.role == "weight"]
     kernels = tuple(shape[1:3] if len(shape) == 5 else len(shape) for shape in weights)
     names = tuple(c.op for c in workload.ops)
-    kind = f"{anchor.op if anchor else 'elementwise'} {window} {kernels[:1] if anchor else names}"
+    name = anchor.op if anchor else "elementwise"
+    kind = f"{name} {window} {kernels[:1] if anchor else names}"
     place = f"{kind} on {workload.output.shape[:-1]}"
     wide = [shape for shape in weights if len(shape) >= 3]
     # packed weights are [channels out / lanes, ..., channels in, lanes]
     inner = math.prod(wide[0][1:-1]) if wide else max((t.shape[-1] for t in workload.inputs), default=1)
     channels_in = wide[0][-2] if wide else inner
     width = workload.output.shape[-1]
-    return Traits(
-        kind, place, f"{place} of {names} {spatial} {kernels}", (math.log2(width), math.log2(max(inner, 1))),
-        math.log2(max(math.prod(workload.output.shape[:-1]), 1)), _power_of_two(width, _MOST_OUT), _power_of_two(channels_in, _MOST_IN),
-    )  # fmt: skip
+    family = f"{place} of {names} {spatial} {kernels}"
+    steps = (kind, "out", _power_of_two(width, _MOST_OUT)), (kind, "in", _power_of_two(channels_in, _MOST_IN))
+    volume = math.log2(max(math.prod(workload.output.shape[:-1]), 1))
+    position = (math.log2(width), math.log2(max(inner, 1)))
+    return Traits(kind, place, family, ("", name, kind, place, family, *steps), position, volume)
 
 
 def family(workload: Workload) -> str:
     """What a workload shares with itself at other widths: operators, kernel window, spatial shape."""
-    return traits(workload).family
+    return traits_of(workload).family
 
 
 def position(workload: Workload) -> tuple[float, float]:
     """Place of a workload in its family: log2 of its output width and of its reduction length (or input width)."""
-    return traits(workload).position
+    return traits_of(workload).position
 
 
 def _power_of_two(n: int, most: int) -> int:

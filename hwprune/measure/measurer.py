@@ -182,7 +182,7 @@ class Measurer:
 
     def _of_relatives(self, workload: Workload, most: int) -> list[str]:
         """Schedules of the nearest measured workloads of the same family."""
-        from hwprune.cost.table import family, position
+        from hwprune.cost.traits import family, position
 
         own, where = family(workload), np.array(position(workload))
         kin = [m for m in self._known.values() if m.workload.key != workload.key and family(m.workload) == own]
