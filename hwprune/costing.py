@@ -56,9 +56,18 @@ class Costing:
             self.model = TableModel(self.measurer.measured, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
-        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
+        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it.
+
+        What is far from what the other measurements let expect is measured once more: something may have disturbed it.
+        """
+        known = {w.key for w in workloads if self.model.is_measured(w)}
         self.measurer.ensure(workloads, effort)
         self.model.refresh()
+        asked = {w.key for w in workloads} - known
+        doubtful = [w for w in self.model.doubtful() if w.key in asked]
+        if doubtful:
+            self.measurer.repeat(doubtful)
+            self.model.refresh()
 
     def calibrate(self, network: "Network") -> None:
         """Learn what a whole network takes beside the sum of its kernels, all of which must be measured.

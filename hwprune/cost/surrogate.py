@@ -71,6 +71,7 @@ class Surrogate:
     """Fitted once, from measurements: ``traits`` of each, log of measured over analytic, and the log's spread (std).
 
     correction : factor on the uncertainty, found by leaving out one measurement at a time.
+    surprise : how far above what the others say of it each measurement is, in standard deviations, float64 [n].
     """
 
     def __init__(
@@ -161,17 +162,18 @@ class Surrogate:
     # -- the rest, place by place
 
     def _processes(self, traits: Sequence[Traits], rest: np.ndarray, noise: np.ndarray) -> dict[str, _Place]:
-        places, doubts = {}, [np.ones(0)]
+        places = {}
+        self.surprise = np.zeros(len(traits))
         for place, rows in _by_place(traits).items():
             rows = rows[-_MOST_POINTS:]
             at, families = self._coordinates([traits[i] for i in rows])
             inverse = np.linalg.inv(self._covariance(at, families, at, families) + np.diag(noise[rows]))
             weights = inverse @ rest[rows]
             places[place] = _Place(at, families, inverse, weights)
-            doubts.append(weights**2 / np.diag(inverse))  # squared error in standard deviations, each left out
-        told = np.concatenate(doubts)
+            self.surprise[rows] = weights / np.sqrt(np.diag(inverse))
         # as if some more points had been just as far off as expected
-        self.correction = float(np.clip(np.sqrt((told.sum() + _EXPECTED) / (len(told) + _EXPECTED)), *_CORRECTION))
+        told = np.append(self.surprise**2, np.ones(_EXPECTED))
+        self.correction = float(np.clip(np.sqrt(told.mean()), *_CORRECTION))
         return places
 
     def _coordinates(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:

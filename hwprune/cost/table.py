@@ -25,6 +25,8 @@ from hwprune.workload import Workload
 
 #: An interval reaches so many standard deviations to either side: 95 % of a normal distribution.
 WITHIN = 1.96
+#: A measurement so many standard deviations above what the others say of it is doubtful, if there are some others.
+SURPRISING, _JUDGES = 2.5, 20
 #: What a kernel in a network may take over what it takes alone, at the margin.
 _SLOPES = (0.7, 1.6)
 
@@ -115,6 +117,13 @@ class TableModel:
         """Standard deviation of the logarithm of each latency, float64 [n]; 0 where it was measured."""
         estimates = self.predict(workloads)
         return np.array([0.0 if e.model == "table" else math.log(e.high_us / e.latency_us) / WITHIN for e in estimates])
+
+    def doubtful(self) -> list[Workload]:
+        """Measured kernels that took much longer than the others let expect, the most surprising first."""
+        if len(self._found) < _JUDGES:
+            return []
+        surprise = self._fitted().surprise
+        return [self._found[i].workload for i in np.argsort(-surprise) if surprise[i] > SURPRISING]
 
     def shared(self, workloads: Sequence[Workload], one: Workload) -> np.ndarray:
         """Covariance of what is not known of the logarithms of each latency and of that of ``one``, float64 [n]."""

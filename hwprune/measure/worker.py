@@ -207,7 +207,7 @@ def _baseline(state: dict, request: dict) -> dict:
     values = []
     for _ in range(request["rounds"]):
         values.append(reference(count))
-        time.sleep(0.005)
+        time.sleep(0.02)
     return {"reference": values}
 
 
