@@ -1,29 +1,15 @@
-"""Predicted beside measured: random pruned networks, each compiled with the measured schedules and timed as a whole."""
+"""Predicted beside measured: which networks are drawn, and how errors are counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Mapping, Sequence
 
 import numpy as np
 
+from hwprune.results import Accuracy
+
 #: Shares of the units that random networks keep on average, and how far (in logarithms) single groups stray from them.
 _SHARES, _STRAY = (0.25, 1.0), 0.35
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How far predictions are from what was measured; errors are shares, 0.01 is one per cent.
-
-    retest : median error of the measurement itself, the networks being timed a second time.
-    """
-
-    networks: int
-    median: float
-    percentile_95: float
-    bias: float
-    spearman: float
-    retest: float
 
 
 def random_widths(candidates: Mapping[str, np.ndarray], count: int, seed: int = 0) -> list[dict[str, int]]:
@@ -46,7 +32,7 @@ def accuracy(predicted_us: Sequence[float], measured_us: Sequence[float], again_
 
     predicted, measured, again = (np.asarray(x, dtype=np.float64) for x in (predicted_us, measured_us, again_us))
     errors = predicted / measured - 1
-    rank = float(spearmanr(predicted, measured).statistic) if len(measured) > 2 else float("nan")
+    rank = float(spearmanr(predicted, measured).statistic) if len(measured) > 2 else None
     return Accuracy(
         len(measured), float(np.median(np.abs(errors))), float(np.quantile(np.abs(errors), 0.95)), float(np.median(errors)),
         rank, float(np.median(np.abs(again / measured - 1))),

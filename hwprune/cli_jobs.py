@@ -168,7 +168,20 @@ def measure(
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
+    within: Annotated[
+        str, typer.Option("--within", metavar="10%", help="Measure until kernels are known to this, on average by time.")
+    ] = "10%",
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="SECONDS", min=1, help="Stop after that in any case.")
+    ] = 180.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Predict random pruned networks and time them as a whole, beside each other.")
+    ] = False,
+    networks: Annotated[
+        int | None, typer.Option("--networks", metavar="N", min=1, help="How many, with --check; 20 by default.")
+    ] = None,
     freeze: Freeze = None,
+    seed: Seed = 0,
     threads: Threads = None,
     store: Store = None,
     json: Json = False,
@@ -176,35 +189,38 @@ def measure(
 ) -> None:
     """Time the kernels of a network.
 
-    Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it
-    lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+    Times its dense kernels and, of those that candidate widths can make, the most uncertain ones until the others can be
+    predicted, and keeps the times in the store. A search measures what it lacks by itself; this does it beforehand.
+    Interrupted, it keeps what it has.
 
     \b
     Examples:
       hwprune measure --target native
-      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224
+      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224 --within 8% --time-limit 600
+      hwprune measure --target native --check --networks 20
     """
     with reporting(json, debug) as terminal:
+        from hwprune.budget import parse_share
+        from hwprune.errors import UsageError
+
+        share = parse_share(within, "--within")
+        if networks is not None and not check:
+            raise UsageError(f"--networks {networks} is of --check; give --check as well")
         announce_target(terminal, target)
         model, data = default_model(terminal, model, data)
 
-        from hwprune import api
+        from hwprune import api, cli_show
 
         loaded, _, example = load_subject(model, weights, data, None, input_shape)
-        report = api.measure(
-            loaded.module,
-            example,
-            target=target,
-            freeze=tuple(freeze or ()),
-            threads=threads,
-            store=store,
-            progress=terminal,
-        )
-        terminal.result(
-            report.to_json(),
-            f"{report.kernels} kernels, {report.measured_now} timed now in {report.seconds:.1f} s",
-            f"store: {report.store}",
-        )
+        options = {
+            "target": target, "freeze": tuple(freeze or ()), "threads": threads, "store": store, "progress": terminal,
+        }  # fmt: skip
+        if check:
+            report = api.check_predictions(loaded.module, example, networks=networks or 20, seed=seed, **options)
+            terminal.result(report.to_json(), *cli_show.check_tables(report))
+        else:
+            report = api.measure(loaded.module, example, within=share, time_limit_s=time_limit, **options)
+            terminal.result(report.to_json(), *cli_show.measure_lines(report))
 
 
 def inspect(

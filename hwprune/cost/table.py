@@ -71,9 +71,9 @@ class TableModel:
     def fit(self, networks: Sequence[tuple[float, float]]) -> None:
         """Calibrate by whole networks: (sum of their kernels run alone, measured latency), in microseconds.
 
-        The first is the dense one, the last the one that matters most. Forgets earlier calibrations.
+        The first is the dense one. Of two, the last one matters most; of more, all alike. Forgets earlier calibrations.
         """
-        self._slope, self._intercept_us = line_through(networks)
+        self._slope, self._intercept_us = line_through(networks) if len(networks) < 3 else line_along(networks)
         self.refresh()
 
     def isolated_us(self, workloads: Sequence[Workload]) -> float:
@@ -161,3 +161,13 @@ def line_through(networks: Sequence[tuple[float, float]]) -> tuple[float, float]
         if _SLOPES[0] <= slope <= _SLOPES[1]:
             return slope, measured - slope * alone
     return measured / alone, 0.0
+
+
+def line_along(networks: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and intercept of the line from which the (alone, measured) pairs deviate least, in shares of what was measured."""
+    alone, measured = np.array(networks).T
+    design = np.stack([alone, np.ones(len(alone))], axis=1) / measured[:, None]
+    slope, intercept = np.linalg.lstsq(design, np.ones(len(alone)), rcond=None)[0]
+    if not _SLOPES[0] <= slope <= _SLOPES[1]:
+        return line_through(networks)
+    return float(slope), float(intercept)

@@ -1,0 +1,114 @@
+"""What `hwprune measure` does: make a network's cost surface known, and check predictions against whole networks."""
+
+from __future__ import annotations
+
+import time
+from typing import Sequence
+
+import numpy as np
+
+from hwprune.checking import accuracy, random_widths
+from hwprune.cost.base import network_estimate
+from hwprune.cost.sampling import choose, half_width, surface
+from hwprune.costing import Costing
+from hwprune.progress import Progress
+from hwprune.results import CheckedNetwork, CheckReport, MeasureReport
+from hwprune.search.space import candidate_widths
+from hwprune.search.tables import NetworkView, Widths, grids
+from hwprune.workload import Workload
+
+#: Uniform shares of the units of the networks that calibrate the model, beside the dense one.
+_SHARES = (0.75, 0.5, 0.25)
+#: Kernels that are chosen at once. Fewer know more of those before them, and the model is asked of the whole surface each time.
+_BATCH = 8
+#: Networks that are timed in turn, in one run.
+_IN_TURN = 8
+
+
+def measure_surface(
+    view: NetworkView, cost: Costing, *, within: float, time_limit_s: float, progress: Progress
+) -> MeasureReport:
+    """Measure kernels, the most uncertain first, until they are known to ``within`` (a share, see ``MeasureReport``) on average
+    or ``time_limit_s`` seconds have passed."""
+    started = time.perf_counter()
+    full = {g.id: g.width for g in view.graph.groups}
+    widths = candidate_widths(view, full, cost.prior)
+    of = surface([grid.all() for grid in grids(view, tuple(widths), tuple(widths.values()))])
+    networks = uniform_networks(widths)
+    first = distinct([*of.workloads, *(w for chosen in networks for w in view.workloads(chosen))])
+    known = sum(cost.model.is_measured(w) for w in first)
+    cost.measure(view.workloads({}), "tune")
+    cost.measure(distinct([w for chosen in networks for w in view.workloads(chosen)]))
+    calibrate(view, cost, networks)
+
+    def reached() -> float:
+        return half_width(cost.model.predict(of.workloads), of.weights)
+
+    with progress.task("measuring the most uncertain kernels") as task:
+        while reached() > within and time.perf_counter() - started < time_limit_s:
+            batch = choose(cost.model, of, _BATCH)
+            if not batch:
+                break
+            cost.measure(batch)
+            task.advance(len(batch))
+            task.note(f"known to {reached():.1%}")
+    measured = sum(cost.model.is_measured(w) for w in first)
+    return MeasureReport(
+        len(of.workloads), sum(cost.model.is_measured(w) for w in of.workloads), measured - known, reached(), cost.store.path,
+        time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def check(view: NetworkView, cost: Costing, *, networks: int, seed: int, progress: Progress) -> CheckReport:
+    """Predict ``networks`` random pruned networks, measure their kernels, predict them again, and time each twice as a whole."""
+    started = time.perf_counter()
+    full = {g.id: g.width for g in view.graph.groups}
+    widths = candidate_widths(view, full, cost.prior)
+    cost.measure(view.workloads({}))
+    calibrating = uniform_networks(widths)
+    cost.measure(distinct([w for chosen in calibrating for w in view.workloads(chosen)]))
+    calibrate(view, cost, calibrating)
+    drawn = random_widths(widths, networks, seed)
+    kernels = [view.workloads(chosen) for chosen in drawn]
+    unknown = [sum(not cost.model.is_measured(w) for w in distinct(ws)) for ws in kernels]
+    before = [network_estimate(cost.model, ws) for ws in kernels]
+    cost.measure(distinct([w for ws in kernels for w in ws]))
+    calibrate(view, cost, calibrating)
+    after = [network_estimate(cost.model, ws) for ws in kernels]
+    with progress.task("timing whole networks", total=2 * networks) as task:
+        first, again = (time_in_turn(view, cost, drawn, task.advance) for _ in range(2))
+    rows = [
+        CheckedNetwork(chosen, len(distinct(ws)), n, b.latency_us, a.latency_us, a.low_us, a.high_us, once, twice)
+        for chosen, ws, n, b, a, once, twice in zip(drawn, kernels, unknown, before, after, first, again)
+    ]
+    found = [accuracy([e.latency_us for e in estimates], first, again) for estimates in (before, after)]
+    return CheckReport(rows, *found, cost.store.path, time.perf_counter() - started)
+
+
+def uniform_networks(candidates: dict[str, np.ndarray]) -> list[dict[str, int]]:
+    """The dense network, and those that keep about a share of all groups: model calibration stands on them."""
+    nearest = [{g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in candidates.items()} for share in _SHARES]
+    return [{}, *nearest]
+
+
+def calibrate(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> None:
+    """Fit what networks take beside the sum of their kernels to these, whose kernels are all measured."""
+    whole = time_in_turn(view, cost, networks)
+    cost.model.fit([(cost.model.isolated_us(view.workloads(chosen)), us) for chosen, us in zip(networks, whole)])
+
+
+def time_in_turn(view: NetworkView, cost: Costing, networks: Sequence[Widths], done=lambda count: None) -> list[float]:
+    """Microseconds of each network, linked from the best kernels that were measured."""
+    found: list[float] = []
+    for start in range(0, len(networks), _IN_TURN):
+        programs = {
+            str(i): cost.measurer.program(view.network, view.graph.shapes(chosen))
+            for i, chosen in enumerate(networks[start : start + _IN_TURN])
+        }
+        found += [latency.latency_us for latency in cost.measurer.time_programs(programs)]
+        done(len(programs))
+    return found
+
+
+def distinct(workloads: Sequence[Workload]) -> list[Workload]:
+    return list({w.key: w for w in workloads}.values())
