@@ -53,7 +53,7 @@ class Costing:
 
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
-            self.model = TableModel(self.measurer.measured, self.prior)
+            self.model = TableModel(self.measurer.measured, self.prior, self.measurer.near_bytes)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it.
@@ -86,7 +86,7 @@ class Costing:
             for key, value in zip(keys, whole):
                 self.store.calibrate(key, value, self.measurer.context)
         self._fastest_us = min(self._fastest_us, whole[0])
-        self.model.fit([(self.model.isolated_us(n.workloads()), us) for n, us in zip(networks, whole)])
+        self.model.fit([(n.workloads(), us) for n, us in zip(networks, whole)])
 
     def _timed(self, networks: "Mapping[str, Network]") -> list[float]:
         """Microseconds of each network, in order. Where the first one, the dense one, takes longer than it is known to,
@@ -105,7 +105,7 @@ class Costing:
         name = self._name(network)
         whole_us = self.store.calibration(_key(name, [name]), self.measurer.context)
         if whole_us is not None:
-            self.model.fit([(self.model.isolated_us(network.workloads()), whole_us)])
+            self.model.fit([(network.workloads(), whole_us)])
 
     def _name(self, network: "Network") -> str:
         text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in network.workloads())

@@ -94,7 +94,7 @@ def uniform_networks(candidates: dict[str, np.ndarray]) -> list[dict[str, int]]:
 def calibrate(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> None:
     """Fit what networks take beside the sum of their kernels to these, whose kernels are all measured."""
     whole = time_in_turn(view, cost, networks)
-    cost.model.fit([(cost.model.isolated_us(view.workloads(chosen)), us) for chosen, us in zip(networks, whole)])
+    cost.model.fit([(view.workloads(chosen), us) for chosen, us in zip(networks, whole)])
 
 
 def time_in_turn(view: NetworkView, cost: Costing, networks: Sequence[Widths], done=lambda count: None) -> list[float]:

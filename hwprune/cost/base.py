@@ -61,10 +61,13 @@ def weakest(provenances: Sequence[Provenance]) -> Provenance:
 
 
 def network_estimate(model: CostModel, workloads: Sequence[Workload]) -> Estimate:
-    """Latency of a network that runs ``workloads`` one after the other."""
-    return total(
-        model.predict(workloads), model.network_overhead_us + model.kernel_overhead_us * len(workloads)
-    )
+    """Latency of a network that runs ``workloads`` one after the other.
+
+    A model may have ``saved_us(workloads)``: what they take less together than their sum.
+    """
+    saved_us = model.saved_us(workloads) if hasattr(model, "saved_us") else 0.0
+    fixed_us = model.network_overhead_us + model.kernel_overhead_us * len(workloads) - saved_us
+    return total(model.predict(workloads), fixed_us)
 
 
 def total(parts: Sequence[Estimate], fixed_us: float = 0.0) -> Estimate:

@@ -4,9 +4,8 @@ A measured kernel is answered as it was measured, by the model ``table``. Any ot
 times a factor that ``surrogate`` finds from the measured ones, with its uncertainty as interval; such an answer is named
 ``surrogate``, and its provenance stays ``analytic``: nobody timed that kernel.
 
-Kernels run alone find their operands in a near cache; in a network they do not always, and the more the larger the
-network is. So whole networks are timed, too, and ``fit`` puts a line through what they take over the sum of their
-kernels: every kernel is answered times the line's slope, and its intercept is the network's overhead.
+Kernels run alone find their operands nearer or farther than in a network. So whole networks are timed, too, and ``network``
+says what a network takes beside the sum of its kernels: every kernel is answered times the slope that it finds.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 
 from hwprune.cost.analytic import INTERVAL_FACTOR, AnalyticModel
 from hwprune.cost.base import Estimate, ModelName, Provenance
+from hwprune.cost.network import NetworkFit, Whole, fit_networks
 from hwprune.cost.surrogate import Surrogate
 from hwprune.cost.traits import Traits, traits_of
 from hwprune.errors import NoLatency
@@ -27,8 +27,6 @@ from hwprune.workload import Workload
 WITHIN = 1.96
 #: A measurement so many standard deviations above what the others say of it is doubtful, if there are some others.
 SURPRISING, _JUDGES = 2.5, 20
-#: What a kernel in a network may take over what it takes alone, at the margin.
-_SLOPES = (0.7, 1.6)
 
 
 class Interval(Protocol):
@@ -50,12 +48,16 @@ class TableModel:
     Parameters
     ----------
     load : all best measurements on this target, device and thread count; asked again at every ``refresh``.
-    analytic : answers what was not measured; None to raise NoLatency instead.
+    analytic : stands below the surrogate; None to raise NoLatency for what was not measured.
+    near_bytes : of a network's kernels, see ``network``.
     """
 
-    def __init__(self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None):
-        self._load, self._analytic = load, analytic
-        self._slope, self._intercept_us = 1.0, analytic.network_overhead_us if analytic else 0.0
+    def __init__(
+        self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None,
+        near_bytes: Callable[[Sequence[Workload]], float] = lambda workloads: 0.0,
+    ):  # fmt: skip
+        self._load, self._analytic, self._near_bytes = load, analytic, near_bytes
+        self._fit = NetworkFit(intercept_us=analytic.network_overhead_us if analytic else 0.0)
         self._facts: dict[str, tuple[Traits, float]] = {}
         self.refresh()
 
@@ -66,19 +68,23 @@ class TableModel:
 
     @property
     def network_overhead_us(self) -> float:
-        return self._intercept_us
+        return self._fit.intercept_us
 
-    def fit(self, networks: Sequence[tuple[float, float]]) -> None:
-        """Calibrate by whole networks: (sum of their kernels run alone, measured latency), in microseconds.
+    def saved_us(self, workloads: Sequence[Workload]) -> float:
+        """What a network of these kernels saves because it is small: its constants lie nearer than when they were measured."""
+        return self._fit.saved_us_per_byte * self._near_bytes(workloads) if self._fit.saved_us_per_byte else 0.0
 
-        The first is the dense one. Of two, the last one matters most; of more, all alike. Forgets earlier calibrations.
+    def fit(self, networks: Sequence[tuple[Sequence[Workload], float]]) -> None:
+        """Calibrate by whole networks: their kernels, and their measured latency in microseconds; see ``fit_networks``.
+
+        Forgets earlier calibrations.
         """
-        self._slope, self._intercept_us = line_through(networks) if len(networks) < 3 else line_along(networks)
+        self._fit = fit_networks([Whole(self.isolated_us(ws), us, self._near_bytes(ws)) for ws, us in networks])
         self.refresh()
 
     def isolated_us(self, workloads: Sequence[Workload]) -> float:
         """Sum of what the kernels take when each runs alone."""
-        return sum(e.latency_us for e in self.predict(workloads)) / self._slope
+        return sum(e.latency_us for e in self.predict(workloads)) / self._fit.slope
 
     def refresh(self) -> None:
         """Read the measurements anew; the surrogate is fitted to them when it is asked."""
@@ -139,7 +145,8 @@ class TableModel:
         return self._surrogate
 
     def _in_network(self, latency_us: float, low_us: float, high_us: float, provenance: Provenance, model: ModelName) -> Estimate:
-        return Estimate(self._slope * latency_us, self._slope * low_us, self._slope * high_us, provenance, model)
+        slope = self._fit.slope
+        return Estimate(slope * latency_us, slope * low_us, slope * high_us, provenance, model)
 
     def _known(self, workloads: Sequence[Workload]) -> tuple[list[Traits], np.ndarray]:
         """Traits, and the analytic model's answer for kernels run alone, their start included as in a measurement: [n]."""
@@ -148,26 +155,3 @@ class TableModel:
             self._facts[w.key] = (traits_of(w), float(latency) + self._analytic.kernel_overhead_us)
         facts = [self._facts[w.key] for w in workloads]
         return [t for t, _ in facts], np.array([us for _, us in facts])
-
-
-def line_through(networks: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept of the line through the first and the last (alone, measured) pair.
-
-    One pair, or two of nearly one size, give a slope alone; so does a slope that no cache explains.
-    """
-    (first_alone, first), (alone, measured) = networks[0], networks[-1]
-    if abs(alone - first_alone) > 0.1 * first_alone:
-        slope = (measured - first) / (alone - first_alone)
-        if _SLOPES[0] <= slope <= _SLOPES[1]:
-            return slope, measured - slope * alone
-    return measured / alone, 0.0
-
-
-def line_along(networks: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept of the line from which the (alone, measured) pairs deviate least, in shares of what was measured."""
-    alone, measured = np.array(networks).T
-    design = np.stack([alone, np.ones(len(alone))], axis=1) / measured[:, None]
-    slope, intercept = np.linalg.lstsq(design, np.ones(len(alone)), rcond=None)[0]
-    if not _SLOPES[0] <= slope <= _SLOPES[1]:
-        return line_through(networks)
-    return float(slope), float(intercept)

@@ -17,7 +17,7 @@ from hwprune.compile.artifact import NetworkProgram, network_program
 from hwprune.compile.constants import Shapes
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
-from hwprune.kernels import candidates, is_exact
+from hwprune.kernels import candidates, is_exact, kernel_inputs
 from hwprune.kernels.schedule import Config
 from hwprune.measure.device import local_device, software
 from hwprune.measure.estimate import DRIFT_BOUNDS, Latency, drift, estimate, estimate_together
@@ -51,6 +51,13 @@ def spread_bytes(weights_bytes: int, profile: TargetProfile) -> int:
     return min(1 << (weights_bytes - 1).bit_length(), 1 << (most - 1).bit_length())
 
 
+def exceeded_bytes(spread_bytes: int, profile: TargetProfile) -> int:
+    """Bytes of the largest cache that holds less than ``spread_bytes``; 0 if there is none."""
+    memory = profile.memory
+    caches = (memory.l3_bytes, profile.threads * memory.l2_bytes)
+    return max((size for size in caches if size < spread_bytes), default=0)
+
+
 class Measurer:
     """Measures on this machine for ``profile``; close it (or use ``with``) to end its process.
 
@@ -73,6 +80,7 @@ class Measurer:
         self._worker = Worker(profile, self.threads, objects=Path(self._folder.name))
         self.exact = exact
         self._known: dict[str, Measurement] = {m.workload.key: m for m in self.measured()}
+        self._constants: dict[tuple[str, str | None], int] = {}
         self._baseline: float | None = None
         self._patience = _ATTEMPTS
 
@@ -92,6 +100,22 @@ class Measurer:
         """The fastest schedule measured, or the rule's best guess where nothing was."""
         found = self._known.get(workload.key)
         return Config.from_text(found.config) if found else self._offered(workload)[0]
+
+    def near_bytes(self, workloads: Sequence[Workload]) -> float:
+        """Of the constants of a network of these kernels, what lies nearer than when the kernels were measured; see
+        ``hwprune.cost.network``."""
+        cache = exceeded_bytes(self._spread_bytes, self.profile)
+        constants = sum(self._constant_bytes(w) for w in workloads)
+        return constants * max(0.0, 1.0 - constants / cache) if cache else 0.0
+
+    def _constant_bytes(self, workload: Workload) -> int:
+        """As the best kernel reads them."""
+        found = self._known.get(workload.key)
+        key = (workload.key, found.config if found else None)
+        if key not in self._constants:
+            inputs = kernel_inputs(workload, self.schedule(workload))
+            self._constants[key] = sum(t.size_bytes for t in inputs if t.role == "weight")
+        return self._constants[key]
 
     def ensure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure what the store lacks, or has with less effort than this."""

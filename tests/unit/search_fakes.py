@@ -96,7 +96,7 @@ class Device:
         self.analytic = AnalyticModel(make_profile())
         self.measured: dict[str, SimpleNamespace] = {}
         self.efforts: list[str] = []
-        self.networks: list[tuple[float, float]] = []
+        self.networks: list[tuple[list[Workload], float]] = []
         self.model = TableModel(lambda: list(self.measured.values()), self.analytic)
 
     def latency_us(self, workload: Workload) -> float:
@@ -113,7 +113,7 @@ class Device:
     def calibrate(self, network):
         """A network takes 5 us and 10 % more than its kernels alone."""
         workloads = network.workloads()
-        self.networks.append((self.model.isolated_us(workloads), self.network_us(workloads)))
+        self.networks.append((workloads, self.network_us(workloads)))
         self.model.fit(self.networks)
 
     def network_us(self, workloads) -> float:

@@ -111,14 +111,27 @@ def test_network_is_the_sum_and_as_trustworthy_as_its_weakest_term():
 def test_whole_networks_calibrate_slope_and_overhead():
     small, large = conv(16, 16), conv(16, 32)
     model = table(measured(small, 50.0), measured(large, 100.0))
-    model.fit([(150.0, 170.0), (50.0, 60.0)])  # 1.1 a microsecond, and 5 us
+    model.fit([([small, large], 170.0), ([small], 60.0)])  # 1.1 a microsecond, and 5 us
     assert network_estimate(model, [small, large]).latency_us == pytest.approx(170.0)
     assert network_estimate(model, [small]).latency_us == pytest.approx(60.0)
     assert model.isolated_us([small, large]) == pytest.approx(150.0)
-    model.fit([(150.0, 165.0)])  # one network: a slope alone
+    model.fit([([small, large], 165.0)])  # one network: a slope alone
     assert network_estimate(model, [small]).latency_us == pytest.approx(55.0)
-    model.fit([(150.0, 165.0), (100.0, 10.0)])  # nothing explains a slope of 3: the last network's ratio
+    model.fit([([small, large], 165.0), ([large], 10.0)])  # nothing explains a slope of 3: the last network's ratio
     assert network_estimate(model, [large]).latency_us == pytest.approx(10.0)
+
+
+def test_three_networks_and_more_are_fitted_with_what_small_ones_save():
+    """2 % and 3 us more than the kernels alone, but 10 us less for every megabyte that lies near."""
+    sizes = [conv(16, co) for co in range(8, 72, 8)]
+    near = {w.key: i * 2e5 for i, w in enumerate(reversed(sizes))}
+    kernels = [measured(w, 100.0 + 40 * i) for i, w in enumerate(sizes)]
+    model = TableModel(lambda: kernels, AnalyticModel(make_profile()), lambda ws: sum(near[w.key] for w in ws))
+    truth = {m.workload.key: 1.02 * m.latency.latency_us + 3.0 - 10e-6 * near[m.workload.key] for m in kernels}
+    model.fit([([w], truth[w.key]) for w in sizes[::2]])
+    for w in sizes[1::2]:
+        assert network_estimate(model, [w]).latency_us == pytest.approx(truth[w.key], rel=0.005)
+        assert model.saved_us([w]) == pytest.approx(10e-6 * near[w.key], rel=0.25)
 
 
 def test_a_thousand_predictions_take_under_20_ms():
