@@ -69,11 +69,12 @@ def choose(model: "TableModel", of: Surface, most: int) -> list[Workload]:
         return []
     time = np.array([e.latency_us for e in model.predict(unknown)]) * of.weights[rows]
     variance = model.uncertainty(unknown) ** 2
-    chosen = []
+    chosen, known = [], []  # known: of each choice, what it says of the others (a row of a pivoted Cholesky factor)
     for _ in range(min(most, len(unknown))):
         best = int(np.argmax(time * np.sqrt(variance)))
         chosen.append(unknown[best])
-        shared = model.shared(unknown, unknown[best])
-        variance = np.maximum(variance - shared**2 / max(variance[best], 1e-12), 0.0)
-        variance[best] = 0.0
+        shared = model.shared(unknown, unknown[best]) - sum(row * row[best] for row in known)
+        known.append(shared / np.sqrt(max(variance[best], 1e-12)))
+        variance = np.maximum(variance - known[-1] ** 2, 1e-12)
+        time[best] = 0.0  # it will be known
     return chosen

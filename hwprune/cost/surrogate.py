@@ -3,8 +3,8 @@
 What is fitted is the logarithm of measured over analytic. The analytic model already has the staircase of vectors and
 tiles; what it misses is
 
-1. a level and a slope of each kind of kernel, which kinds, places and families (``traits``) share in part, and what uneven
-   tiles cost: a Bayesian linear regression over all measurements, so that a family nobody measured profits from the others
+1. a level of each kind of kernel, and how it bends over widths and image size; levels of places and families (``traits``) within
+   it: a Bayesian linear regression over all measurements, so that a family nobody measured profits from the others
    (Gelman & Hill, Data Analysis Using Regression and Multilevel/Hierarchical Models, 2007, ch. 12);
 2. what is left of it within a place, over both widths: a Gaussian process with a smooth part, and a rough one for what
    changes from width to width, such as the schedule that won (Rasmussen & Williams, Gaussian Processes for Machine Learning,
@@ -30,30 +30,34 @@ from hwprune.cost.traits import Traits
 class Hyperparameters:
     """Standard deviations are of the logarithm of measured over analytic, lengths in octaves of a width.
 
-    kind : of the levels of kinds, of anchors, and of everything. place, family, step : of further levels. slope : of a kind, for each octave. rest : what the regression leaves.
+    kind : of the levels of kinds, of anchors, and of everything. place, family : of further levels. slope, bend : of a kind, for
+        each octave and for each product of two. rest : what the regression leaves.
     smooth, rough, own : of the process; ``own`` is of the part that is a family's, not its place's.
     noise : of a measurement, beside its own spread. It has how well the tuner did in it.
     """
 
-    kind: float = 0.4
-    place: float = 0.15
-    family: float = 0.08
-    step: float = 0.06
+    kind: float = 0.36
+    place: float = 0.04
+    family: float = 0.02
     slope: float = 0.08
+    bend: float = 0.025
     rest: float = 0.12
-    smooth: float = 0.12
-    smooth_length: float = 1.0
-    rough: float = 0.07
-    rough_length: float = 0.15
-    own: float = 0.04
-    noise: float = 0.025
+    smooth: float = 0.05
+    smooth_length: float = 1.2
+    rough: float = 0.045
+    rough_length: float = 0.28
+    own: float = 0.015
+    noise: float = 0.036
 
 
 #: Of a place, measurements that take part: the process takes time with the third power of them.
 _MOST_POINTS = 400
+#: Measurements farther from what the others say than so many standard deviations are doubted, in a second look at all.
+_BELIEVED, _SECOND_LOOKS = 2.5, 1
 #: Bounds of the correction of the uncertainty: few measurements say little about it.
 _CORRECTION, _EXPECTED = (0.5, 3.0), 30
 #: Where the slopes turn: octaves of channels out, of the reduction, and of results a channel.
+_SLOPES = ("out", "in", "volume", "out out", "in in", "volume volume", "out in", "out volume", "in volume")
 _MIDDLE = np.array([6.0, 9.0, 9.0])
 
 
@@ -82,8 +86,17 @@ class Surrogate:
         noise = parameters.noise**2 + np.asarray(spreads, dtype=np.float64) ** 2
         self._columns: dict[Hashable, int] = {}
         self._families = {name: number for number, name in enumerate(dict.fromkeys(t.family for t in traits))}
-        self._regress(traits, ratios, noise)
-        self._places = self._processes(traits, ratios - self._level(traits)[0], noise)
+        doubt = np.zeros(len(ratios))
+        for _ in range(1 + _SECOND_LOOKS):
+            self._regress(traits, ratios, noise + doubt)
+            self._places, errors, variances = self._processes(traits, ratios - self._level(traits)[0], noise + doubt)
+            deviations = np.sqrt(variances - doubt)
+            # what the others do not believe counts less (iteratively reweighted, as in robust regression)
+            doubt = np.maximum(np.abs(errors) - _BELIEVED * deviations, 0.0) ** 2
+        self.surprise = errors / deviations
+        # as if some more points had been just as far off as expected
+        told = np.append(np.minimum(np.abs(self.surprise), _BELIEVED) ** 2, np.ones(_EXPECTED))
+        self.correction = float(np.clip(np.sqrt(told.mean()), *_CORRECTION))
 
     def predict(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of log of measured over analytic, float64 [n]; the latter is that of a measurement
@@ -120,20 +133,22 @@ class Surrogate:
 
     def _names(self, t: Traits) -> tuple[Hashable, ...]:
         """Of what a kernel's level is the sum of: its levels, and the slopes of its kind."""
-        return (*t.levels, (t.kind, "slope out"), (t.kind, "slope in"), (t.kind, "slope volume"))
+        return (*t.levels, *((t.kind, name) for name in _SLOPES))
 
     @cached_property
     def _deviations(self) -> np.ndarray:
         """Standard deviation of each term's coefficient before any data."""
         p = self.parameters
-        return np.array([p.kind, p.kind, p.kind, p.place, p.family, p.step, p.step, p.slope, p.slope, p.slope])
+        return np.array([p.kind, p.kind, p.kind, p.place, p.family, *[p.slope] * 3, *[p.bend] * 6])
 
     def _design(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Column and value of each term [n, terms], and the variance of the terms that no measurement has [n]."""
         known, last = self._columns, len(self._columns)  # the last is a column of nothing
         columns = np.array([[known.get(name, last) for name in self._names(t)] for t in traits])
         values = np.ones(columns.shape)
-        values[:, -3:] = np.array([(*t.position, t.volume) for t in traits]) - _MIDDLE
+        out, inner, volume = np.array([(*t.position, t.volume) for t in traits]).T - _MIDDLE[:, None]
+        products = (out * out, inner * inner, volume * volume, out * inner, out * volume, inner * volume)
+        values[:, -len(_SLOPES) :] = np.stack([out, inner, volume, *products], axis=1)
         unknown = columns == last
         variance = (np.where(unknown, values, 0.0) * self._deviations) ** 2
         return columns, np.where(unknown, 0.0, values), variance.sum(axis=1)
@@ -161,20 +176,19 @@ class Surrogate:
 
     # -- the rest, place by place
 
-    def _processes(self, traits: Sequence[Traits], rest: np.ndarray, noise: np.ndarray) -> dict[str, _Place]:
-        places = {}
-        self.surprise = np.zeros(len(traits))
+    def _processes(
+        self, traits: Sequence[Traits], rest: np.ndarray, noise: np.ndarray
+    ) -> tuple[dict[str, _Place], np.ndarray, np.ndarray]:
+        """By place; and of each measurement, how far it is from what the others say, and the variance of that."""
+        places, errors, variances = {}, np.zeros(len(traits)), noise.copy()
         for place, rows in _by_place(traits).items():
             rows = rows[-_MOST_POINTS:]
             at, families = self._coordinates([traits[i] for i in rows])
             inverse = np.linalg.inv(self._covariance(at, families, at, families) + np.diag(noise[rows]))
             weights = inverse @ rest[rows]
             places[place] = _Place(at, families, inverse, weights)
-            self.surprise[rows] = weights / np.sqrt(np.diag(inverse))
-        # as if some more points had been just as far off as expected
-        told = np.append(self.surprise**2, np.ones(_EXPECTED))
-        self.correction = float(np.clip(np.sqrt(told.mean()), *_CORRECTION))
-        return places
+            errors[rows], variances[rows] = weights / np.diag(inverse), 1 / np.diag(inverse)
+        return places, errors, variances
 
     def _coordinates(self, traits: Sequence[Traits]) -> tuple[np.ndarray, np.ndarray]:
         """Positions [n, 2] and numbers of the families [n]."""

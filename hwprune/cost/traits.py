@@ -13,16 +13,12 @@ from typing import Hashable
 
 from hwprune.workload import Workload
 
-#: Powers of two beyond these make no difference to how a width is cut into vectors and register tiles.
-_MOST_OUT, _MOST_IN = 7, 4
-
 
 @dataclass(frozen=True)
 class Traits:
     """See the module docstring. Sizes are logarithms to base 2.
 
-    levels : what a kernel belongs to, from everything to its own family; behind them, the power of two in its channels out and
-        in its channels in, each within its kind: how evenly tiles divide them.
+    levels : what a kernel belongs to, from everything to its own family.
     position : channels out, and reduction length (channels in, where nothing is reduced). volume : results of one channel.
     """
 
@@ -47,13 +43,11 @@ def traits_of(workload: Workload) -> Traits:
     wide = [shape for shape in weights if len(shape) >= 3]
     # packed weights are [channels out / lanes, ..., channels in, lanes]
     inner = math.prod(wide[0][1:-1]) if wide else max((t.shape[-1] for t in workload.inputs), default=1)
-    channels_in = wide[0][-2] if wide else inner
     width = workload.output.shape[-1]
     family = f"{place} of {names} {spatial} {kernels}"
-    steps = (kind, "out", _power_of_two(width, _MOST_OUT)), (kind, "in", _power_of_two(channels_in, _MOST_IN))
     volume = math.log2(max(math.prod(workload.output.shape[:-1]), 1))
     position = (math.log2(width), math.log2(max(inner, 1)))
-    return Traits(kind, place, family, ("", name, kind, place, family, *steps), position, volume)
+    return Traits(kind, place, family, ("", name, kind, place, family), position, volume)
 
 
 def family(workload: Workload) -> str:
@@ -64,7 +58,3 @@ def family(workload: Workload) -> str:
 def position(workload: Workload) -> tuple[float, float]:
     """Place of a workload in its family: log2 of its output width and of its reduction length (or input width)."""
     return traits_of(workload).position
-
-
-def _power_of_two(n: int, most: int) -> int:
-    return (math.gcd(max(n, 1), 1 << most)).bit_length() - 1

@@ -66,15 +66,17 @@ def test_nothing_measured_is_chosen_again(device):
     assert choose(device.model, surface([GRID]), 50) == []
 
 
-def test_that_one_is_chosen_makes_its_neighbours_less_urgent(device):
-    of = surface([GRID])
-    doubt = np.array([e.latency_us for e in device.model.predict(of.workloads)]) * device.model.uncertainty(of.workloads)
-    alone = {of.workloads[i].key for i in np.argsort(-doubt)[:6]}
-    chosen = choose(device.model, of, 6)
-    assert len({w.key for w in chosen}) == 6 and {w.key for w in chosen} != alone
-    first, far = chosen[0], conv(8, 16)
-    shared = device.model.shared([first, chosen[1], far], first)
-    assert shared[0] > shared[1] > abs(shared[2])
+def test_what_a_measurement_will_make_known_is_foreseen(device):
+    """The covariances by which choices are made are those by which the model learns, up to its correction of them."""
+    rest = [w for w in GRID if not device.model.is_measured(w)]
+    (one,) = choose(device.model, surface([GRID]), 1)
+    before, shared = device.model.uncertainty(rest) ** 2, device.model.shared(rest, one)
+    foreseen = before - shared**2 / before[[w.key for w in rest].index(one.key)]
+    correction = device.model._fitted().correction
+    device.measure(one)
+    learned = device.model.uncertainty(rest) ** 2 * (correction / device.model._fitted().correction) ** 2
+    others = [i for i, w in enumerate(rest) if w.key != one.key]
+    assert np.allclose(foreseen[others], learned[others], rtol=0.02)
 
 
 def test_measuring_what_is_chosen_makes_the_surface_more_certain_than_measuring_at_random(device):

@@ -45,7 +45,7 @@ def test_widths_between_are_interpolated():
 
 def test_uncertainty_grows_away_from_data():
     model = fitted(grid((16, 20, 24), (16, 24)))
-    known, near, far = (model.predict([traits_of(conv(*widths))])[1][0] for widths in ((16, 16), (18, 16), (200, 400)))
+    known, near, far = (model.predict([traits_of(conv(*widths))])[1][0] for widths in ((16, 16), (32, 32), (200, 400)))
     other_place = model.predict([traits_of(conv(16, 16, side=64))])[1][0]
     other_operator = model.predict([traits_of(pool(16))])[1][0]
     assert known < near < far < other_operator
@@ -62,11 +62,22 @@ def test_a_measurement_makes_its_surroundings_more_certain():
 
 def test_noisy_measurements_count_less():
     points = grid((16,), (16, 32, 48, 64))
-    ratios = np.array([0.0, 0.0, 0.5, 0.0])
+    ratios = np.array([0.0, 0.0, 0.1, 0.0])
     trusted, doubted = (
         Surrogate(points, ratios, np.array([0.01, 0.01, spread, 0.01])).predict([points[2]])[0][0] for spread in (0.01, 0.3)
     )
     assert abs(doubted) < 0.5 * abs(trusted)
+
+
+def test_a_measurement_that_the_others_do_not_believe_is_surprising_and_counts_little():
+    points = grid((8, 16, 32, 64), (8, 16, 32, 64))
+    ratios = np.array([surface(t) for t in points])
+    disturbed = ratios.copy()
+    disturbed[5] += np.log(1.8)
+    fine, model = (Surrogate(points, r, np.full(len(points), 0.01)) for r in (ratios, disturbed))
+    assert np.argmax(model.surprise) == 5 and model.surprise[5] > 2.5 > np.abs(fine.surprise).max()
+    ask = grid((20,), (20, 24))
+    assert np.abs(model.predict(ask)[0] - fine.predict(ask)[0]).max() < 0.1
 
 
 def test_what_scatters_more_than_expected_widens_all_intervals():
