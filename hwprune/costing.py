@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Mapping, Sequence
 from hwprune import target as targets
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
+from hwprune.cost.sampling import Surface, choose
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
 from hwprune.progress import SILENT, Progress
@@ -68,6 +69,10 @@ class Costing:
         if doubtful:
             self.measurer.repeat(doubtful)
             self.model.refresh()
+
+    def uncertain(self, of: Surface, most: int) -> list[Workload]:
+        """Kernels of a cost surface whose measurement would tell most, ``most`` of them or fewer."""
+        return choose(self.model, of, most)
 
     def calibrate(self, network: "Network") -> None:
         """Learn what a whole network takes beside the sum of its kernels, all of which must be measured.

@@ -9,7 +9,7 @@ import numpy as np
 
 from hwprune.checking import accuracy, random_widths
 from hwprune.cost.base import network_estimate
-from hwprune.cost.sampling import choose, half_width, surface
+from hwprune.cost.sampling import half_width, surface
 from hwprune.costing import Costing
 from hwprune.progress import Progress
 from hwprune.results import CheckedNetwork, CheckReport, MeasureReport
@@ -46,7 +46,7 @@ def measure_surface(
 
     with progress.task("measuring the most uncertain kernels") as task:
         while reached() > within and time.perf_counter() - started < time_limit_s:
-            batch = choose(cost.model, of, _BATCH)
+            batch = cost.uncertain(of, _BATCH)
             if not batch:
                 break
             cost.measure(batch)

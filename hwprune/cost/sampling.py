@@ -2,8 +2,8 @@
 
 A network's cost surface is the latency of every kernel that its candidate widths can make: thousands, of which minutes
 suffice for some hundred. What counts is time: of the kernels whose uncertainty, in microseconds of a network, is largest,
-the first is taken; that it will be known makes its neighbours more certain, by the surrogate's own covariance; then the next
-one is taken. That needs no measurement in between, since what a Gaussian process does not know depends on where it was
+the first is taken; that it will be known makes its neighbours more certain, as the surrogate's own covariance says; then the
+next one is taken. That needs no measurement in between, since what a Gaussian process does not know depends on where it was
 told something, not on what (Krause, Singh and Guestrin, Near-Optimal Sensor Placements in Gaussian Processes, JMLR 2008).
 """
 
@@ -69,12 +69,10 @@ def choose(model: "TableModel", of: Surface, most: int) -> list[Workload]:
         return []
     time = np.array([e.latency_us for e in model.predict(unknown)]) * of.weights[rows]
     variance = model.uncertainty(unknown) ** 2
-    chosen, known = [], []  # known: of each choice, what it says of the others (a row of a pivoted Cholesky factor)
+    left, chosen = np.ones(len(unknown)), []  # left: of the variance, as if choices told independent things
     for _ in range(min(most, len(unknown))):
-        best = int(np.argmax(time * np.sqrt(variance)))
+        best = int(np.argmax(time * np.sqrt(variance * left)))
         chosen.append(unknown[best])
-        shared = model.shared(unknown, unknown[best]) - sum(row * row[best] for row in known)
-        known.append(shared / np.sqrt(max(variance[best], 1e-12)))
-        variance = np.maximum(variance - known[-1] ** 2, 1e-12)
+        left *= 1.0 - np.minimum(model.learned(unknown, unknown[best]) / variance, 1.0)
         time[best] = 0.0  # it will be known
     return chosen

@@ -112,22 +112,22 @@ class Surrogate:
                 rest[rows] -= ((cross @ known.inverse) * cross).sum(axis=1)
         return mean, self.correction * np.sqrt(variance + np.maximum(rest, 0.0) + p.noise**2)
 
-    def shared(self, traits: Sequence[Traits], one: Traits) -> np.ndarray:
-        """Covariance of what is not known of each and of ``one``, float64 [n]: measuring ``one`` (of variance v) takes the square
-        of it over v from the variance of each."""
+    def learned(self, traits: Sequence[Traits], one: Traits) -> np.ndarray:
+        """By how much the variance of each would go down if ``one`` were measured, float64 [n]."""
+        p = self.parameters
         columns, values, _ = self._design([*traits, one])
-        weighted = self._posterior[columns[:-1, :, None], columns[-1][None, None, :]] * values[:-1, :, None] * values[-1]
-        found = weighted.sum(axis=(1, 2))
+        common = (self._posterior[columns, columns[-1][:, None, None]].transpose(1, 2, 0) @ values[-1] * values).sum(axis=1)
+        level = common[:-1] ** 2 / (common[-1] + p.rest**2 + p.noise**2)
         rows = [i for i, t in enumerate(traits) if t.place == one.place]
         if rows:
-            there, here = self._coordinates([traits[i] for i in rows]), self._coordinates([one])
-            common = self._covariance(*there, *here)[:, 0]
+            there, here = self._coordinates([*(traits[i] for i in rows), one]), self._coordinates([one])
+            found = self._covariance(*there, *here)[:, 0]
             known = self._places.get(one.place)
             if known is not None:
-                sides = (self._covariance(*side, known.at, known.families) for side in (there, here))
-                common = common - (next(sides) @ known.inverse @ next(sides).T)[:, 0]
-            found[rows] += common
-        return self.correction**2 * found
+                cross = self._covariance(*there, known.at, known.families)
+                found = found - cross @ (known.inverse @ cross[-1])
+            level[rows] += found[:-1] ** 2 / (found[-1] + p.noise**2)
+        return self.correction**2 * level
 
     # -- levels and slopes, over all kernels
 

@@ -131,11 +131,11 @@ class TableModel:
         surprise = self._fitted().surprise
         return [self._found[i].workload for i in np.argsort(-surprise) if surprise[i] > SURPRISING]
 
-    def shared(self, workloads: Sequence[Workload], one: Workload) -> np.ndarray:
-        """Covariance of what is not known of the logarithms of each latency and of that of ``one``, float64 [n]."""
+    def learned(self, workloads: Sequence[Workload], one: Workload) -> np.ndarray:
+        """By how much the variance of the logarithm of each latency would go down if ``one`` were measured, float64 [n]."""
         if not self._found:
             return np.zeros(len(workloads))
-        return self._fitted().shared(self._known(workloads)[0], self._known([one])[0][0])
+        return self._fitted().learned(self._known(workloads)[0], self._known([one])[0][0])
 
     def _fitted(self) -> Surrogate:
         if self._surrogate is None:

@@ -12,6 +12,7 @@ from test_cost_analytic import conv, make_profile
 from hwprune.compile.memory import Step, place
 from hwprune.cost.analytic import AnalyticModel
 from hwprune.cost.base import Estimate
+from hwprune.cost.sampling import choose
 from hwprune.cost.table import TableModel
 from hwprune.workload import TensorSpec, Workload
 
@@ -109,6 +110,9 @@ class Device:
             value = self.latency_us(w)
             self.measured[w.key] = SimpleNamespace(workload=w, latency=Estimate(value, value, value, "measured"))
         self.model.refresh()
+
+    def uncertain(self, of, most):
+        return choose(self.model, of, most)
 
     def calibrate(self, network):
         """A network takes 5 us and 10 % more than its kernels alone."""

@@ -67,11 +67,10 @@ def test_nothing_measured_is_chosen_again(device):
 
 
 def test_what_a_measurement_will_make_known_is_foreseen(device):
-    """The covariances by which choices are made are those by which the model learns, up to its correction of them."""
+    """What choices are made by is what the model then learns, up to its correction of all uncertainty."""
     rest = [w for w in GRID if not device.model.is_measured(w)]
     (one,) = choose(device.model, surface([GRID]), 1)
-    before, shared = device.model.uncertainty(rest) ** 2, device.model.shared(rest, one)
-    foreseen = before - shared**2 / before[[w.key for w in rest].index(one.key)]
+    foreseen = device.model.uncertainty(rest) ** 2 - device.model.learned(rest, one)
     correction = device.model._fitted().correction
     device.measure(one)
     learned = device.model.uncertainty(rest) ** 2 * (correction / device.model._fitted().correction) ** 2
