@@ -145,7 +145,8 @@ def _inspect_head(report: "InspectReport") -> Iterator[str]:
     if report.latency_us is not None:
         yield (
             f"target {report.target}: {report.macs:,} MACs, {figure_text(report.latency_us, 'us')}, "
-            f"{report.latency_us.provenance} ({report.kernels_measured} of {report.kernels} kernels measured)"
+            f"{report.latency_us.provenance}{f', by the {report.cost_model}' if report.cost_model else ''} "
+            f"({report.kernels_measured} of {report.kernels} kernels measured)"
         )
     elif report.macs is not None:
         yield f"target {report.target}: {report.macs:,} MACs"

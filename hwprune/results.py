@@ -233,7 +233,8 @@ class InspectReport:
     parameters : number of parameters. prunable_parameters : how many are in tensors with a prunable axis.
     groups, frozen, branches : in the order of the graph.
     target : profile that the latencies are for. kernels : of the network, ``kernels_measured`` of them in the store.
-    macs, latency_us : of the whole network at full width, the latter with its start.
+    macs, latency_us : of the whole network at full width, the latter with its start. cost_model : which one answered, of several
+        the least trustworthy.
     missing : why there are no latencies, or neither latencies nor MACs; empty if nothing is missing.
     """
 
@@ -249,6 +250,7 @@ class InspectReport:
     kernels_measured: int | None = None
     macs: int | None = None
     latency_us: Figure | None = None
+    cost_model: str | None = None
     missing: str = ""
 
     def to_json(self) -> dict[str, Any]:
