@@ -29,7 +29,7 @@ from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 #: effort -> (the rule's own schedules, schedules of relatives, finalists timed properly, rounds)
-EFFORTS = {"quick": (4, 2, 2, 9), "tune": (24, 4, 4, 15)}
+EFFORTS = {"quick": (3, 4, 2, 9), "tune": (24, 4, 4, 15)}
 
 _BASELINE_ROUNDS = 100
 _NETWORK_ROUNDS = 40

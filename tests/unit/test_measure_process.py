@@ -138,9 +138,9 @@ def test_fastest_schedule_is_kept_and_found_again(measuring):
 
 def test_quick_tries_the_first_few_and_tuning_more(measuring):
     measurer = measuring(90, 80, 70, 60, 50)
-    assert EFFORTS["quick"][0] == 4
+    assert EFFORTS["quick"][0] == 3
     measurer.ensure([workload()], "quick")
-    assert measurer.best(workload()).latency_us == 60.0  # four of five
+    assert measurer.best(workload()).latency_us == 70.0  # three of five
     measurer.ensure([workload()], "tune")
     assert measurer.best(workload()).latency_us == 50.0
 
