@@ -33,6 +33,8 @@ Timer = Callable[[int], float]
 BURST_S = 0.0015
 #: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
 ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
+#: Cores wake up for this long after a pause, before anything is timed.
+WAKE_S = 0.008
 #: The reference kernel: a convolution that neither misses caches nor is too short to time.
 REFERENCE = dict(height=16, width=16, channels=32)
 
@@ -162,16 +164,21 @@ def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
 def rounds_of(
     timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: float = BURST_S, pause_s: float = 0.0
 ) -> dict[str, Any]:
-    """Time all contenders in turn, round after round, the reference in each, with a pause after each round."""
+    """Time all contenders in turn, round after round, the reference in each, with a pause before each round.
+
+    Cores that slept are slow for some milliseconds, and the reference comes first: it runs untimed for that long.
+    """
     counts = {name: _count(timer, burst_s) for name, timer in timers.items()}
-    reference_count = _count(reference, burst_s)
+    reference_count, wake_count = _count(reference, burst_s), _count(reference, WAKE_S)
     samples: dict[str, list[float]] = {name: [] for name in timers}
     drift = []
     for _ in range(rounds):
+        if pause_s:
+            time.sleep(pause_s)
+            reference(wake_count)
         drift.append(reference(reference_count))
         for name, timer in timers.items():
             samples[name].append(timer(counts[name]))
-        time.sleep(pause_s)
     return {"samples": samples, "reference": drift}
 
 
@@ -202,13 +209,7 @@ def _measure(state: dict, request: dict) -> dict:
 
 def _baseline(state: dict, request: dict) -> dict:
     """The reference kernel's own latency, over a longer while."""
-    reference = state["kernels"].reference
-    count = _count(reference, BURST_S)
-    values = []
-    for _ in range(request["rounds"]):
-        values.append(reference(count))
-        time.sleep(0.02)
-    return {"reference": values}
+    return {"reference": rounds_of({}, request["rounds"], state["kernels"].reference, pause_s=0.02)["reference"]}
 
 
 def _artifacts(state: dict, request: dict) -> dict:
