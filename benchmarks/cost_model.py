@@ -39,7 +39,7 @@ from hwprune.workload import Workload
 MODELS = ("resnet56_cifar", "resnet18", "mobilenet_v2")
 PASSES = 2
 #: Networks that are timed in one run, and seconds at least between the two passes over a network.
-BATCH, APART_S = 8, 100.0
+BATCH, APART_S = 8, 20.0
 #: Share of the table that the surrogate is told, and how often it is drawn.
 SHARE, DRAWS = 0.1, 5
 #: What is held: median error (or so many times that of the measurement), 95th percentile, rank correlation, surrogate's median.
@@ -216,7 +216,7 @@ def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
         [*notes,
          f"Networks: {', '.join(options.models)}; groups keep candidate widths at random, around a share that is drawn anew for each network; "
          "the dense network and three uniform ones calibrate, the random ones are only predicted.",
-         "Test-retest: median absolute difference of two timings of the same network in different runs, some minutes apart.",
+         "Test-retest: median absolute difference of two timings of the same network in different runs, apart by the time that the runs between them take.",
          f"The surrogate is told {SHARE:.0%} of the measured kernels of these networks, and answers for all of them; mean of {DRAWS} draws.",
          "A thousand predictions: of the surrogate, all of them computed; traits and analytic latency of a kernel that was asked of before are kept."],
     )  # fmt: skip

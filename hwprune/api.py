@@ -247,7 +247,7 @@ def measure(
     example_input: torch.Tensor,
     *,
     target: str = "native",
-    within: float = 0.1,
+    within: float = 0.15,
     time_limit_s: float = 180.0,
     freeze: Sequence[str] = (),
     threads: int | None = None,

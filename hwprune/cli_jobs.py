@@ -169,8 +169,8 @@ def measure(
     data: Data = None,
     input_shape: InputShape = None,
     within: Annotated[
-        str, typer.Option("--within", metavar="10%", help="Measure until kernels are known to this, on average by time.")
-    ] = "10%",
+        str, typer.Option("--within", metavar="15%", help="Measure until kernels are known to this, on average by time.")
+    ] = "15%",
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", min=1, help="Stop after that in any case.")
     ] = 180.0,
@@ -196,7 +196,7 @@ def measure(
     \b
     Examples:
       hwprune measure --target native
-      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224 --within 8% --time-limit 600
+      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224 --within 10% --time-limit 600
       hwprune measure --target native --check --networks 20
     """
     with reporting(json, debug) as terminal:

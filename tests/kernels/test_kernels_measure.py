@@ -14,13 +14,17 @@ from torch import nn
 
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
+from hwprune.costing import Costing
 from hwprune.errors import MeasureError
-from hwprune.graph import trace
+from hwprune.graph import analyze, trace
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
+from hwprune.measuring import check
+from hwprune.progress import SILENT
+from hwprune.search.tables import NetworkView
 
 
 class Small(nn.Module):
@@ -92,3 +96,16 @@ def test_profile_that_cannot_be_built_for_says_why(usable):
     wrong = profile.model_copy(update={"link": profile.link.model_copy(update={"cxx": "no-such-compiler"})})
     with Worker(wrong, 1) as worker, pytest.raises(MeasureError, match="no-such-compiler"):
         worker.ask("baseline", rounds=1)
+
+
+def test_predictions_are_checked_against_whole_networks(usable, tmp_path):
+    profile = usable(8)
+    traced = trace(Small().eval(), torch.zeros(1, 3, 12, 12))
+    view = NetworkView(lower(traced, profile), analyze(traced))
+    with Costing(profile, tmp_path / "m.sqlite") as cost:
+        report = check(view, cost, networks=3, seed=0, progress=SILENT)
+        assert all(cost.model.is_measured(w) for n in report.networks for w in view.workloads(n.widths))
+    assert len(report.networks) == report.after.networks == 3
+    for n in report.networks:
+        assert 0 < n.low_us <= n.predicted_us <= n.high_us
+        assert 0.2 < n.again_us / n.measured_us < 5.0 and 0.2 < n.predicted_us / n.measured_us < 5.0
