@@ -31,7 +31,7 @@ from hwprune.workload import Workload
 #: effort -> (the rule's own schedules, schedules of relatives, finalists timed properly, rounds)
 EFFORTS = {"quick": (3, 4, 2, 9), "tune": (24, 4, 4, 15)}
 
-_BASELINE_ROUNDS = 100
+_BASELINE_ROUNDS = 50
 _NETWORK_ROUNDS = 40
 
 #: A measurement is taken this often at most, with pauses, while the reference kernel says that the machine is disturbed.

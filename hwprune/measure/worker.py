@@ -209,7 +209,7 @@ def _measure(state: dict, request: dict) -> dict:
 
 def _baseline(state: dict, request: dict) -> dict:
     """The reference kernel's own latency, over a longer while."""
-    return {"reference": rounds_of({}, request["rounds"], state["kernels"].reference, pause_s=0.02)["reference"]}
+    return {"reference": rounds_of({}, request["rounds"], state["kernels"].reference, pause_s=0.01)["reference"]}
 
 
 def _artifacts(state: dict, request: dict) -> dict:
