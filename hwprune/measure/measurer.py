@@ -122,15 +122,16 @@ class Measurer:
         """Measure what the store lacks, or has with less effort than this."""
         least = EFFORTS[effort][0]
         missing = list({w.key: w for w in workloads if self._effort(w) < least}.values())
-        if not missing:
-            return
         self._measure_all(missing, effort, "tuning kernels" if effort == "tune" else "measuring kernels")
 
     def repeat(self, workloads: Sequence[Workload]) -> None:
         """Measure again what was measured, with what relatives have won by now; of two latencies of a schedule the lower counts:
         something else on the machine can only add to it."""
         before = {w.key: self._known[w.key] for w in workloads}
-        self._measure_all(workloads, "quick", "measuring doubtful kernels again")
+        tuned = [w for w in workloads if before[w.key].effort >= EFFORTS["tune"][0]]
+        quick = [w for w in workloads if before[w.key].effort < EFFORTS["tune"][0]]
+        for chosen, effort in ((tuned, "tune"), (quick, "quick")):
+            self._measure_all(chosen, effort, "measuring doubtful kernels again")
         for workload in workloads:
             old, new = before[workload.key], self._known[workload.key]
             if old.latency.latency_us < new.latency.latency_us:
@@ -139,6 +140,8 @@ class Measurer:
                     self.store.record(workload, old.config, self.context, old.latency, old.effort)
 
     def _measure_all(self, workloads: Sequence[Workload], effort: str, title: str) -> None:
+        if not workloads:
+            return
         with self.progress.task(title, total=len(workloads)) as task:
             for workload in workloads:
                 self._measure(workload, effort)
