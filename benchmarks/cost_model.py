@@ -28,6 +28,7 @@ from hwprune.compile.lower import lower
 from hwprune.cost.base import network_estimate
 from hwprune.cost.table import TableModel
 from hwprune.costing import Costing, load_target
+from hwprune.fsio import write_text_atomic
 from hwprune.graph import analyze, trace
 from hwprune.measuring import distinct, time_in_turn, uniform_networks
 from hwprune.results import Accuracy
@@ -82,8 +83,10 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may have been cut off
+        whole, _, cut_off = (path.read_text() if path.exists() else "").rpartition("\n")
+        self.rows = [json.loads(line) for line in whole.splitlines()]
+        if cut_off:
+            write_text_atomic(path, "".join(f"{line}\n" for line in whole.splitlines()))
 
     def add(self, **row) -> None:
         self.rows.append(row)

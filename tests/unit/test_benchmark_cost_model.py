@@ -13,6 +13,8 @@ def test_journal_is_read_again_without_a_line_that_was_cut_off(tmp_path):
         file.write('{"model": "m", "network": 1, "pa')
     again = Journal(journal.path)
     assert [r["latency_us"] for r in again.of("m", 1)] == [10.0, 11.0] and again.of("other", 1) == []
+    again.add(model="m", network=2, **{"pass": 0}, latency_us=1.0, at=0.0)
+    assert len(Journal(journal.path).rows) == 5
 
 
 def test_a_network_is_timed_a_second_time_only_later(monkeypatch):
