@@ -30,7 +30,7 @@ from hwprune.cost.table import TableModel
 from hwprune.costing import Costing, load_target
 from hwprune.fsio import write_text_atomic
 from hwprune.graph import analyze, trace
-from hwprune.measuring import distinct, time_in_turn, uniform_networks
+from hwprune.measuring import RANDOM_CALIBRATORS, distinct, of_all_sizes, time_in_turn, uniform_networks
 from hwprune.results import Accuracy
 from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
@@ -53,13 +53,13 @@ CHECKS = ("network", "check", "value", "bound", "holds")
 
 @dataclass
 class Subject:
-    """One model and its networks: those that calibrate, then the random ones."""
+    """One model and its networks; ``calibrating`` are the numbers of those that calibrate and are not predicted."""
 
     name: str
     view: NetworkView
     cost: Costing
     networks: list[dict[str, int]]
-    calibrating: int
+    calibrating: set[int]
 
     def kernels(self, number: int) -> list[Workload]:
         return self.view.workloads(self.networks[number])
@@ -74,8 +74,11 @@ def subject(name: str, options: argparse.Namespace, progress) -> Iterator[Subjec
     view = NetworkView(lower(traced, profile), analyze(traced))
     with Costing(profile, options.store, progress, weights_bytes=view.network.weight_bytes()) as cost:
         widths = candidate_widths(view, {g.id: g.width for g in view.graph.groups}, cost.prior)
-        calibrating = uniform_networks(widths)
-        yield Subject(name, view, cost, [*calibrating, *random_widths(widths, options.networks, options.seed)], len(calibrating))
+        uniform = uniform_networks(widths)
+        drawn = random_widths(widths, options.networks + RANDOM_CALIBRATORS, options.seed)
+        some = of_all_sizes(view, cost, drawn[: 2 * RANDOM_CALIBRATORS])
+        calibrating = {*range(len(uniform)), *(len(uniform) + i for i in some)}
+        yield Subject(name, view, cost, [*uniform, *drawn], calibrating)
 
 
 class Journal:
@@ -143,7 +146,7 @@ def errors(s: Subject, journal: Journal, model: TableModel) -> Accuracy | None:
     """Accuracy of ``model`` over the random networks that were timed twice, calibrated on the others."""
     timed = {n: journal.of(s.name, n) for n in range(len(s.networks))}
     known = [n for n, passes in timed.items() if len(passes) == PASSES]
-    calibrating, checked = [n for n in known if n < s.calibrating], [n for n in known if n >= s.calibrating]
+    calibrating, checked = [n for n in known if n in s.calibrating], [n for n in known if n not in s.calibrating]
     if not calibrating or len(checked) < 3:
         return None
     model.fit([(s.kernels(n), timed[n][0]["latency_us"]) for n in calibrating])
@@ -218,7 +221,7 @@ def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
         [("Networks", ACCURACY, rows), ("Kernels", KERNELS, kernels), ("Checks", CHECKS, checks)],
         [*notes,
          f"Networks: {', '.join(options.models)}; groups keep candidate widths at random, around a share that is drawn anew for each network; "
-         "the dense network and three uniform ones calibrate, the random ones are only predicted.",
+         f"the dense network, three uniform and {RANDOM_CALIBRATORS} random ones calibrate, all others are only predicted.",
          "Test-retest: median absolute difference of two timings of the same network in different runs, apart by the time that the runs between them take.",
          f"The surrogate is told {SHARE:.0%} of the measured kernels of these networks, and answers for all of them; mean of {DRAWS} draws.",
          "A thousand predictions: of the surrogate, all of them computed; traits and analytic latency of a kernel that was asked of before are kept."],

@@ -26,6 +26,12 @@ def random_widths(candidates: Mapping[str, np.ndarray], count: int, seed: int = 
     return chosen
 
 
+def spread_out(sizes: Sequence[float], count: int) -> list[int]:
+    """Positions of ``count`` of ``sizes``, from the smallest to the largest, evenly by rank; all if there are fewer."""
+    order = np.argsort(sizes, kind="stable")
+    return [int(order[round(i)]) for i in np.linspace(0, len(order) - 1, min(count, len(order)))]
+
+
 def accuracy(predicted_us: Sequence[float], measured_us: Sequence[float], again_us: Sequence[float]) -> Accuracy:
     """Of predictions of networks that were measured twice; all three in microseconds, [networks]."""
     from scipy.stats import spearmanr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
-from hwprune.checking import accuracy, random_widths
+from hwprune.checking import accuracy, random_widths, spread_out
 from hwprune.cost.base import network_estimate
 from hwprune.cost.sampling import half_width, surface
 from hwprune.costing import Costing
@@ -17,8 +17,10 @@ from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView, Widths, grids
 from hwprune.workload import Workload
 
-#: Uniform shares of the units of the networks that calibrate the model, beside the dense one.
+#: Networks that calibrate the model, beside the dense one: uniform ones that keep these shares of the units, and random ones of
+#: different sizes. In uniform ones some kernel runs many times, and its error counts as often; in random ones errors even out.
 _SHARES = (0.75, 0.5, 0.25)
+RANDOM_CALIBRATORS, _CALIBRATION_SEED = 5, 20_001
 #: Kernels that are chosen at once. Fewer know more of those before them, and the model is asked of the whole surface each time.
 _BATCH = 8
 #: Networks that are timed in turn, in one run.
@@ -34,7 +36,7 @@ def measure_surface(
     full = {g.id: g.width for g in view.graph.groups}
     widths = candidate_widths(view, full, cost.prior)
     of = surface([grid.all() for grid in grids(view, tuple(widths), tuple(widths.values()))])
-    networks = uniform_networks(widths)
+    networks = calibrating_networks(view, cost, widths)
     first = distinct([*of.workloads, *(w for chosen in networks for w in view.workloads(chosen))])
     known = sum(cost.model.is_measured(w) for w in first)
     cost.measure(view.workloads({}), "tune")
@@ -65,7 +67,7 @@ def check(view: NetworkView, cost: Costing, *, networks: int, seed: int, progres
     full = {g.id: g.width for g in view.graph.groups}
     widths = candidate_widths(view, full, cost.prior)
     cost.measure(view.workloads({}))
-    calibrating = uniform_networks(widths)
+    calibrating = calibrating_networks(view, cost, widths)
     cost.measure(distinct([w for chosen in calibrating for w in view.workloads(chosen)]))
     calibrate(view, cost, calibrating)
     drawn = random_widths(widths, networks, seed)
@@ -85,10 +87,22 @@ def check(view: NetworkView, cost: Costing, *, networks: int, seed: int, progres
     return CheckReport(rows, *found, cost.store.path, time.perf_counter() - started)
 
 
-def uniform_networks(candidates: dict[str, np.ndarray]) -> list[dict[str, int]]:
-    """The dense network, and those that keep about a share of all groups: model calibration stands on them."""
+def calibrating_networks(view: NetworkView, cost: Costing, candidates: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
+    """The networks on which calibration stands, the dense one first."""
+    drawn = random_widths(candidates, 2 * RANDOM_CALIBRATORS, _CALIBRATION_SEED)
+    return [*uniform_networks(candidates), *(drawn[i] for i in of_all_sizes(view, cost, drawn))]
+
+
+def uniform_networks(candidates: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
+    """The dense network, and those that keep about a share of all groups."""
     nearest = [{g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in candidates.items()} for share in _SHARES]
     return [{}, *nearest]
+
+
+def of_all_sizes(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> list[int]:
+    """Positions of some of ``networks``, small and large ones by what is known of them before any measurement."""
+    sizes = [network_estimate(cost.prior, view.workloads(chosen)).latency_us for chosen in networks]
+    return spread_out(sizes, RANDOM_CALIBRATORS)
 
 
 def calibrate(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hwprune.checking import accuracy, random_widths
+from hwprune.checking import accuracy, random_widths, spread_out
 
 CANDIDATES = {"a": np.array([0, 4, 8, 16]), "b": np.arange(8, 65, 8)}
 
@@ -30,3 +30,8 @@ def test_errors_by_hand():
 
 def test_two_networks_have_no_rank_correlation():
     assert accuracy([1.0, 2.0], [1.0, 2.0], [1.0, 2.0]).spearman is None
+
+
+def test_some_of_all_sizes_are_taken():
+    assert spread_out([5.0, 1.0, 4.0, 2.0, 3.0], 3) == [1, 4, 0]
+    assert spread_out([2.0, 1.0], 5) == [1, 0]
