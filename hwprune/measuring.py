@@ -69,13 +69,13 @@ def check(view: NetworkView, cost: Costing, *, networks: int, seed: int, progres
     cost.measure(view.workloads({}))
     calibrating = calibrating_networks(view, cost, widths)
     cost.measure(distinct([w for chosen in calibrating for w in view.workloads(chosen)]))
-    calibrate(view, cost, calibrating)
+    whole = calibrate(view, cost, calibrating)
     drawn = random_widths(widths, networks, seed)
     kernels = [view.workloads(chosen) for chosen in drawn]
     unknown = [sum(not cost.model.is_measured(w) for w in distinct(ws)) for ws in kernels]
     before = [network_estimate(cost.model, ws) for ws in kernels]
     cost.measure(distinct([w for ws in kernels for w in ws]))
-    calibrate(view, cost, calibrating)
+    cost.model.fit(whole)
     after = [network_estimate(cost.model, ws) for ws in kernels]
     with progress.task("timing whole networks", total=2 * networks) as task:
         first, again = (time_in_turn(view, cost, drawn, task.advance) for _ in range(2))
@@ -105,10 +105,11 @@ def of_all_sizes(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -
     return spread_out(sizes, RANDOM_CALIBRATORS)
 
 
-def calibrate(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> None:
-    """Fit what networks take beside the sum of their kernels to these, whose kernels are all measured."""
-    whole = time_in_turn(view, cost, networks)
-    cost.model.fit([(view.workloads(chosen), us) for chosen, us in zip(networks, whole)])
+def calibrate(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> list[tuple[list[Workload], float]]:
+    """Fit what networks take beside the sum of their kernels to these, whose kernels are all measured; what it was fitted to."""
+    whole = [(view.workloads(chosen), us) for chosen, us in zip(networks, time_in_turn(view, cost, networks))]
+    cost.model.fit(whole)
+    return whole
 
 
 def time_in_turn(view: NetworkView, cost: Costing, networks: Sequence[Widths], done=lambda count: None) -> list[float]:

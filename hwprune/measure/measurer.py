@@ -241,15 +241,15 @@ class Measurer:
             self.store.calibrate("reference_us", self._baseline, self.context)
         return self._baseline
 
-    def time_artifacts(self, paths: Sequence[Path], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+    def time_artifacts(self, paths: Sequence[Path], rounds: int | None = None) -> list[Latency]:
         """Latency of whole artifacts, timed in turn in one run, corrected for drift as kernels are."""
         names = [str(p) for p in paths]
         answer = self._undisturbed(
-            "artifacts", _NETWORK_ATTEMPTS, paths=names, threads=self.threads, rounds=rounds, timeout_s=300.0
+            "artifacts", _NETWORK_ATTEMPTS, paths=names, threads=self.threads, rounds=rounds or _NETWORK_ROUNDS, timeout_s=300.0
         )
         return self._together(names, answer)
 
-    def time_networks(self, networks: Mapping[str, Network], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+    def time_networks(self, networks: Mapping[str, Network], rounds: int | None = None) -> list[Latency]:
         """Latency of whole networks with the best schedules measured, linked as artifacts are and timed in turn, in order.
 
         Kernels alone find their operands in the nearest cache and their threads awake; in a network they do not.
@@ -260,13 +260,13 @@ class Measurer:
         """Of ``network`` with the best schedules measured, under ``shapes`` (its own by default)."""
         return network_program(network, self.profile, self.schedule, shapes, kernel_name)
 
-    def time_programs(self, programs: Mapping[str, NetworkProgram], rounds: int = _NETWORK_ROUNDS) -> list[Latency]:
+    def time_programs(self, programs: Mapping[str, NetworkProgram], rounds: int | None = None) -> list[Latency]:
         """Latency of each, linked over random constants and timed in turn in one run, corrected for drift as kernels are."""
         request = {
             name: {"kernels": {s: [w.to_json(), c.to_text()] for s, (w, c) in p.kernels.items()}, "tables": p.tables}
             for name, p in programs.items()
         }
-        answer = self._undisturbed("networks", _NETWORK_ATTEMPTS, programs=request, rounds=rounds, timeout_s=300.0)
+        answer = self._undisturbed("networks", _NETWORK_ATTEMPTS, programs=request, rounds=rounds or _NETWORK_ROUNDS, timeout_s=300.0)
         return self._together(list(request), answer)
 
     def _together(self, names: Sequence[str], answer: dict) -> list[Latency]:

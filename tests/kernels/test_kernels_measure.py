@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from compiled_networks import first_candidate
 from torch import nn
 
+from hwprune import measuring
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.costing import Costing
@@ -19,10 +20,10 @@ from hwprune.errors import MeasureError
 from hwprune.graph import analyze, trace
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
+from hwprune.measure import measurer as measurer_module
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
-from hwprune.measuring import check
 from hwprune.progress import SILENT
 from hwprune.search.tables import NetworkView
 
@@ -98,12 +99,15 @@ def test_profile_that_cannot_be_built_for_says_why(usable):
         worker.ask("baseline", rounds=1)
 
 
-def test_predictions_are_checked_against_whole_networks(usable, tmp_path):
+def test_predictions_are_checked_against_whole_networks(usable, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "_SHARES", (0.5,))
+    monkeypatch.setattr(measuring, "RANDOM_CALIBRATORS", 1)
+    monkeypatch.setattr(measurer_module, "_NETWORK_ROUNDS", 4)
     profile = usable(8)
     traced = trace(Small().eval(), torch.zeros(1, 3, 12, 12))
     view = NetworkView(lower(traced, profile), analyze(traced))
     with Costing(profile, tmp_path / "m.sqlite") as cost:
-        report = check(view, cost, networks=3, seed=0, progress=SILENT)
+        report = measuring.check(view, cost, networks=3, seed=0, progress=SILENT)
         assert all(cost.model.is_measured(w) for n in report.networks for w in view.workloads(n.widths))
     assert len(report.networks) == report.after.networks == 3
     for n in report.networks:
