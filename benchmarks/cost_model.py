@@ -143,15 +143,15 @@ def due(passes: Sequence[dict], number: int) -> bool:
 
 
 def errors(s: Subject, journal: Journal, model: TableModel) -> Accuracy | None:
-    """Accuracy of ``model`` over the random networks that were timed twice, calibrated on the others."""
-    timed = {n: journal.of(s.name, n) for n in range(len(s.networks))}
-    known = [n for n, passes in timed.items() if len(passes) == PASSES]
-    calibrating, checked = [n for n in known if n in s.calibrating], [n for n in known if n not in s.calibrating]
+    """Accuracy of ``model`` over the random networks that were timed, calibrated on the others."""
+    timed = {n: passes for n in range(len(s.networks)) if (passes := journal.of(s.name, n))}
+    calibrating, checked = [n for n in timed if n in s.calibrating], [n for n in timed if n not in s.calibrating]
     if not calibrating or len(checked) < 3:
         return None
-    model.fit([(s.kernels(n), timed[n][0]["latency_us"]) for n in calibrating])
+    model.fit([(s.kernels(n), float(np.mean([r["latency_us"] for r in timed[n]]))) for n in calibrating])
     predicted = [network_estimate(model, s.kernels(n)).latency_us for n in checked]
-    first, again = ([timed[n][number]["latency_us"] for n in checked] for number in range(PASSES))
+    first = [timed[n][0]["latency_us"] for n in checked]
+    again = [timed[n][1]["latency_us"] if len(timed[n]) == PASSES else np.nan for n in checked]
     return accuracy(predicted, first, again)
 
 

@@ -33,7 +33,8 @@ def spread_out(sizes: Sequence[float], count: int) -> list[int]:
 
 
 def accuracy(predicted_us: Sequence[float], measured_us: Sequence[float], again_us: Sequence[float]) -> Accuracy:
-    """Of predictions of networks that were measured twice; all three in microseconds, [networks]."""
+    """Of predictions of networks that were measured twice; all three in microseconds, [networks], NaN where a second measurement
+    is still to come."""
     from scipy.stats import spearmanr
 
     predicted, measured, again = (np.asarray(x, dtype=np.float64) for x in (predicted_us, measured_us, again_us))
@@ -41,5 +42,5 @@ def accuracy(predicted_us: Sequence[float], measured_us: Sequence[float], again_
     rank = float(spearmanr(predicted, measured).statistic) if len(measured) > 2 else None
     return Accuracy(
         len(measured), float(np.median(np.abs(errors))), float(np.quantile(np.abs(errors), 0.95)), float(np.median(errors)),
-        rank, float(np.median(np.abs(again / measured - 1))),
+        rank, float(np.nanmedian(np.abs(again / measured - 1))),
     )  # fmt: skip
