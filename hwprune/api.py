@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import difflib
-import time
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -29,27 +29,23 @@ from hwprune.progress import SILENT, Progress
 from hwprune.prove import prove
 from hwprune.prune import prune
 from hwprune.record import Stopwatch, data_facts, machine, now, versions
-from hwprune.results import BenchRow, InspectReport, MeasureReport
+from hwprune.results import BenchRow, CheckReport, InspectReport, MeasureReport
 from hwprune.run import IN_MEMORY, SearchResult, load_run, run_data
 from hwprune.run_folder import RunFolder, default_out
 from hwprune.search.driver import Search
 from hwprune.search.outcome import NetworkFigures, Outcome, Settings
 from hwprune.search.problem import top_units
-from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
 from hwprune.spec.data import DataSet
 from hwprune.target import TargetProfile
 
 __all__ = [
-    "SearchResult", "bench", "compile_model", "compile_run", "default_out", "finetune_run", "inspect", "load_run", "measure",
-    "search", "bundle", "import_results", "measure_on_boards",
+    "SearchResult", "bench", "bundle", "check_predictions", "compile_model", "compile_run", "default_out", "finetune_run",
+    "import_results", "inspect", "load_run", "measure", "measure_on_boards", "search",
 ]  # fmt: skip
 
 #: Training batches that a criterion with data sees. More changes the ranking of units little and takes longer.
 _SCORING_BATCHES, _SCORING_BATCH_SIZE = 16, 64
-
-#: Uniform shares of the units at which ``measure`` times a network's kernels.
-_MEASURED_SHARES = (0.75, 0.5, 0.25)
 
 
 def search(
@@ -252,31 +248,57 @@ def measure(
     example_input: torch.Tensor,
     *,
     target: str = "native",
+    within: float = 0.15,
+    time_limit_s: float = 180.0,
     freeze: Sequence[str] = (),
     threads: int | None = None,
     store: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> MeasureReport:
-    """Time the kernels of ``model``, dense and uniformly narrowed, on ``target`` and keep them in the store.
+    """Time kernels of ``model``, dense and narrowed, on ``target`` and keep them in the store: those first whose latency is most
+    uncertain.
+
+    within : measure until the half width of a kernel's 95 % interval is this share of its latency, on average by time.
+    time_limit_s : stop then in any case; what is under way is finished.
 
     UsageError if this machine cannot run the target's code.
     """
-    started, profile = time.perf_counter(), load_target(target, threads)
+    from hwprune.measuring import measure_surface
+
+    with _measurable(model, example_input, target, freeze, threads, store, progress) as (view, cost):
+        return measure_surface(view, cost, within=within, time_limit_s=time_limit_s, progress=progress)
+
+
+def check_predictions(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    target: str = "native",
+    networks: int = 20,
+    freeze: Sequence[str] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    store: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> CheckReport:
+    """Predict random pruned networks, and time each of them as a whole, on this machine; UsageError as for ``measure``."""
+    from hwprune.measuring import check
+
+    with _measurable(model, example_input, target, freeze, threads, store, progress) as (view, cost):
+        return check(view, cost, networks=networks, seed=seed, progress=progress)
+
+
+@contextmanager
+def _measurable(
+    model, example_input, target, freeze, threads, store, progress
+) -> Iterator[tuple[NetworkView, Costing]]:
+    """A network's view, and a cost model that can measure its kernels here."""
+    profile = load_target(target, threads)
     check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
     traced = trace(model, example_input)
-    graph = analyze(traced, freeze)
-    view = NetworkView(lower(traced, profile), graph)
-    full = {g.id: g.width for g in graph.groups}
+    view = NetworkView(lower(traced, profile), analyze(traced, freeze))
     with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
-        cost.measure(view.workloads({}), "tune")
-        widths = candidate_widths(view, full, cost.prior)
-        narrowed = [
-            {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _MEASURED_SHARES
-        ]
-        kernels = {w.key: w for chosen in ({}, *narrowed) for w in view.workloads(chosen)}
-        known = sum(cost.model.is_measured(w) for w in kernels.values())
-        cost.measure(list(kernels.values()))
-        return MeasureReport(len(kernels), len(kernels) - known, cost.store.path, time.perf_counter() - started)
+        yield view, cost
 
 
 def inspect(

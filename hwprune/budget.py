@@ -43,6 +43,15 @@ def parse_bytes(text: str, what: str = "memory") -> Budget:
     return _parse(text, what, _BYTES, "0.5x, 4MB or 512KiB")
 
 
+def parse_share(text: str, option: str) -> float:
+    """A share such as ``10%`` or ``0.1``, more than zero; UsageError names ``option`` for anything else."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
+    value = float(match.group(1)) / (100 if match.group(2) else 1) if match else 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"{option} {text!r} is no share between 0 and 1; write for example 10% or 0.1")
+    return value
+
+
 def format_us(value_us: float) -> str:
     """Microseconds as a person reads them: ``850 us``, ``3.20 ms``."""
     if value_us >= 1e6:

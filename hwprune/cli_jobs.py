@@ -169,6 +169,18 @@ def measure(
     weights: Weights = None,
     data: Data = None,
     input_shape: InputShape = None,
+    within: Annotated[
+        str, typer.Option("--within", metavar="15%", help="Measure until kernels are known to this, on average by time.")
+    ] = "15%",
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="SECONDS", min=1, help="Stop after that in any case.")
+    ] = 180.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Predict random pruned networks and time them as a whole, beside each other.")
+    ] = False,
+    networks: Annotated[
+        int | None, typer.Option("--networks", metavar="N", min=1, help="How many, with --check; 20 by default.")
+    ] = None,
     freeze: Freeze = None,
     bundle: Annotated[
         Path | None,
@@ -187,6 +199,7 @@ def measure(
         bool,
         typer.Option("--emulated", help="Of --import and --rpc: keep an emulator's times, too; no cost model reads them."),
     ] = False,
+    seed: Seed = 0,
     threads: Threads = None,
     store: Store = None,
     json: Json = False,
@@ -194,8 +207,9 @@ def measure(
 ) -> None:
     """Time the kernels of a network, here or on a device.
 
-    Times each kernel at its dense and candidate widths and keeps the times in the store. A search measures what it
-    lacks by itself; this does it beforehand. Interrupted, it keeps what it has.
+    Times its dense kernels and, of those that candidate widths can make, the most uncertain ones until the others can be
+    predicted, and keeps the times in the store. A search measures what it lacks by itself; this does it beforehand.
+    Interrupted, it keeps what it has.
 
     For a device, --bundle packs the kernels; there, `tar xf FILE.tar && ./measure` writes results.json, without Python
     and without a network; --import keeps it. With --rpc all boards with that key measure at the same time, and one that
@@ -204,13 +218,17 @@ def measure(
     \b
     Examples:
       hwprune measure --target native
-      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224
+      hwprune measure --target native --model torchvision:resnet18 --input-shape 1x3x224x224 --within 10% --time-limit 600
+      hwprune measure --target native --check --networks 20
       hwprune measure --target rpi4 --model torchvision:resnet18 --input-shape 1x3x224x224 --bundle rpi4.tar
       hwprune measure --import results.json
       hwprune measure --target rpi4 --rpc 127.0.0.1:9190 --key rpi4
     """
     with reporting(json, debug) as terminal:
-        _check_measure(target, model, bundle, import_, rpc, key, emulated)
+        from hwprune.budget import parse_share
+
+        share = parse_share(within, "--within")
+        _check_measure(target, model, bundle, import_, rpc, key, emulated, check, networks)
         if target is not None:
             announce_target(terminal, target)
         if import_ is not None:
@@ -221,25 +239,35 @@ def measure(
             return
         model, data = default_model(terminal, model, data)
 
-        from hwprune import api
+        from hwprune import api, cli_show
 
         loaded, _, example = load_subject(model, weights, data, None, input_shape)
         common = dict(target=target, freeze=tuple(freeze or ()), threads=threads, progress=terminal)
         if bundle is not None:
             report = api.bundle(loaded.module, example, bundle, **common)
+            lines = report.lines()
         elif rpc is not None:
             report = api.measure_on_boards(loaded.module, example, rpc, key, emulated=emulated, store=store, **common)
+            lines = report.lines()
+        elif check:
+            report = api.check_predictions(loaded.module, example, networks=networks or 20, seed=seed, store=store, **common)
+            lines = cli_show.check_tables(report)
         else:
-            report = api.measure(loaded.module, example, store=store, **common)
-        terminal.result(report.to_json(), *report.lines())
+            report = api.measure(loaded.module, example, within=share, time_limit_s=time_limit, store=store, **common)
+            lines = cli_show.measure_lines(report)
+        terminal.result(report.to_json(), *lines)
 
 
 def _check_measure(
     target: str | None, model: str | None, bundle: Path | None, results: Path | None, rpc: str | None, key: str | None,
-    emulated: bool,
+    emulated: bool, check: bool, networks: int | None,
 ) -> None:
     from hwprune.errors import UsageError
 
+    if networks is not None and not check:
+        raise UsageError(f"--networks {networks} is of --check; give --check as well")
+    if check and not (bundle is results is rpc is None):
+        raise UsageError("--check times networks on this machine; it does not go with --bundle, --import and --rpc")
     if sum(way is not None for way in (bundle, results, rpc)) > 1:
         raise UsageError("--bundle, --import and --rpc are three ways to reach a device; give one of them")
     if results is not None and model is not None:

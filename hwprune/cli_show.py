@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hwprune.plan import Figure
-    from hwprune.results import AxisRow, BenchRow, BranchRow, GroupRow, InspectReport, ResultRow
+    from hwprune.results import AxisRow, BenchRow, BranchRow, CheckReport, GroupRow, InspectReport, MeasureReport, ResultRow
 
 
 def result_table(rows: Sequence["ResultRow"]) -> "Table":
@@ -94,6 +94,32 @@ def bench_table(rows: Sequence["BenchRow"]) -> "Table":
     )
 
 
+def measure_lines(report: "MeasureReport") -> list[str]:
+    return [
+        f"{report.kernels} kernels, {report.measured} of them measured, {report.measured_now} kernels timed now in {report.seconds:.1f} s",
+        f"a kernel's latency is known to ±{report.half_width:.1%} (95 % interval, mean over all by time)",
+        f"store: {report.store}",
+    ]
+
+
+def check_tables(report: "CheckReport") -> list["Table | str"]:
+    """Networks by latency, then how far the predictions are off."""
+    cells = [
+        (
+            format_us(n.measured_us), format_us(n.again_us), format_us(n.predicted_us), f"{n.predicted_us / n.measured_us - 1:+.1%}",
+            format_us(n.before_us), f"{n.before_us / n.measured_us - 1:+.1%}", f"{n.unknown} of {n.kernels}",
+        )
+        for n in sorted(report.networks, key=lambda n: n.measured_us)
+    ]  # fmt: skip
+    columns = ["measured", "again", "predicted, table", "error", "predicted, surrogate", "error", "of kernels unmeasured"]
+    shown: list["Table | str"] = [table("Random pruned networks", columns, cells, right=columns)]
+    for name, a in (("table", report.after), ("surrogate and table", report.before)):
+        rank = "" if a.spearman is None else f", Spearman {a.spearman:.3f}"
+        shown.append(f"{name}: median error {a.median:.1%}, 95th percentile {a.percentile_95:.1%}, bias {a.bias:+.1%}{rank}")
+    shown.append(f"the measurement itself, taken twice: median error {report.after.retest:.1%}")
+    return shown
+
+
 def inspect_tables(report: "InspectReport") -> list["Table | str"]:
     shown: list["Table | str"] = [*_inspect_head(report)]
     if report.groups:
@@ -119,7 +145,8 @@ def _inspect_head(report: "InspectReport") -> Iterator[str]:
     if report.latency_us is not None:
         yield (
             f"target {report.target}: {report.macs:,} MACs, {figure_text(report.latency_us, 'us')}, "
-            f"{report.latency_us.provenance} ({report.kernels_measured} of {report.kernels} kernels measured)"
+            f"{report.latency_us.provenance}{f', by the {report.cost_model}' if report.cost_model else ''} "
+            f"({report.kernels_measured} of {report.kernels} kernels measured)"
         )
     elif report.macs is not None:
         yield f"target {report.target}: {report.macs:,} MACs"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Mapping, Sequence
 from hwprune import target as targets
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
+from hwprune.cost.sampling import Surface, choose
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
 from hwprune.progress import SILENT, Progress
@@ -56,7 +57,7 @@ class Costing:
 
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
-            self.model = TableModel(self.measurer.measured, self.prior)
+            self.model = TableModel(self.measurer.measured, self.prior, self.measurer.near_bytes)
         else:
             self._use_imported(store, weights_bytes, progress)
 
@@ -88,9 +89,22 @@ class Costing:
         self.model = TableModel(self._imported.values, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
-        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
+        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it.
+
+        What is far from what the other measurements let expect is measured once more: something may have disturbed it.
+        """
+        known = {w.key for w in workloads if self.model.is_measured(w)}
         self.measurer.ensure(workloads, effort)
         self.model.refresh()
+        asked = {w.key for w in workloads} - known
+        doubtful = [w for w in self.model.doubtful() if w.key in asked]
+        if doubtful:
+            self.measurer.repeat(doubtful)
+            self.model.refresh()
+
+    def uncertain(self, of: Surface, most: int) -> list[Workload]:
+        """Kernels of a cost surface whose measurement would tell most, ``most`` of them or fewer."""
+        return choose(self.model, of, most)
 
     def calibrate(self, network: "Network") -> None:
         """Learn what a whole network takes beside the sum of its kernels, all of which must be measured.
@@ -109,7 +123,7 @@ class Costing:
             for key, value in zip(keys, whole):
                 self.store.calibrate(key, value, self.measurer.context)
         self._fastest_us = min(self._fastest_us, whole[0])
-        self.model.fit([(self.model.isolated_us(n.workloads()), us) for n, us in zip(networks, whole)])
+        self.model.fit([(n.workloads(), us) for n, us in zip(networks, whole)])
 
     def _timed(self, networks: "Mapping[str, Network]") -> list[float]:
         """Microseconds of each network, in order. Where the first one, the dense one, takes longer than it is known to,
@@ -128,7 +142,7 @@ class Costing:
         name = self._name(network)
         whole_us = self.store.calibration(_key(name, [name]), self.measurer.context)
         if whole_us is not None:
-            self.model.fit([(self.model.isolated_us(network.workloads()), whole_us)])
+            self.model.fit([(network.workloads(), whole_us)])
 
     def _name(self, network: "Network") -> str:
         text = "\n".join(f"{w.key} {self.pick(w).to_text()}" for w in network.workloads())

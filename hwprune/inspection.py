@@ -45,7 +45,7 @@ class Work:
             known |= {"kernels": len(self.macs), "macs": sum(self.macs)}
         if self.whole is not None:
             measured = sum(e.provenance == "measured" for e in self.parts)
-            known |= {"kernels_measured": measured, "latency_us": _figure(self.whole)}
+            known |= {"kernels_measured": measured, "latency_us": _figure(self.whole), "cost_model": self.whole.model}
         return known
 
     def of_group(self, group: str) -> dict[str, Any]:

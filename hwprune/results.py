@@ -95,10 +95,67 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class MeasureReport:
-    """What ``measure`` did: distinct kernels of the networks looked at, and how many of them were timed just now."""
+    """What ``measure`` did.
+
+    kernels : distinct ones that the network's candidate widths can make. measured : those in the store, ``measured_now`` of them
+        new.
+    half_width : of the 95 % interval of a kernel's latency, as a share of it; mean over all of them by the time they take.
+    """
 
     kernels: int
+    measured: int
     measured_now: int
+    half_width: float
+    store: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "store": str(self.store)}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far predictions are from what was measured; errors are shares, 0.01 is one per cent.
+
+    median, percentile_95 : of the absolute error. bias : median of the error, positive where predictions are too long.
+    spearman : rank correlation; None of fewer than three networks.
+    retest : median absolute error of the measurement itself, the networks being timed a second time.
+    """
+
+    networks: int
+    median: float
+    percentile_95: float
+    bias: float
+    spearman: float | None
+    retest: float
+
+
+@dataclass(frozen=True)
+class CheckedNetwork:
+    """One random pruned network, in microseconds.
+
+    predicted_us, low_us, high_us : from its measured kernels. before_us : before these were measured for this check, when
+        ``unknown`` of its ``kernels`` distinct ones were the surrogate's. measured_us, again_us : timed as a whole, twice.
+    """
+
+    widths: dict[str, int]
+    kernels: int
+    unknown: int
+    before_us: float
+    predicted_us: float
+    low_us: float
+    high_us: float
+    measured_us: float
+    again_us: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Predictions beside measurements. before, after : the accuracy before and after the networks' kernels were measured."""
+
+    networks: list[CheckedNetwork]
+    before: Accuracy
+    after: Accuracy
     store: Path
     seconds: float
 
@@ -200,7 +257,8 @@ class InspectReport:
     parameters : number of parameters. prunable_parameters : how many are in tensors with a prunable axis.
     groups, frozen, branches : in the order of the graph.
     target : profile that the latencies are for. kernels : of the network, ``kernels_measured`` of them in the store.
-    macs, latency_us : of the whole network at full width, the latter with its start.
+    macs, latency_us : of the whole network at full width, the latter with its start. cost_model : which one answered, of several
+        the least trustworthy.
     missing : why there are no latencies, or neither latencies nor MACs; empty if nothing is missing.
     """
 
@@ -216,6 +274,7 @@ class InspectReport:
     kernels_measured: int | None = None
     macs: int | None = None
     latency_us: Figure | None = None
+    cost_model: str | None = None
     missing: str = ""
 
     def to_json(self) -> dict[str, Any]:

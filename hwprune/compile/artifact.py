@@ -20,7 +20,7 @@ from typing import Callable, Mapping
 import numpy as np
 
 from hwprune import __version__
-from hwprune.compile.constants import Constant, size_bytes
+from hwprune.compile.constants import Constant, Shapes, size_bytes
 from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
@@ -34,6 +34,7 @@ from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 SchedulePicker = Callable[[Workload], Config]
+KernelName = Callable[[Workload, Config], str]
 #: a constant, and how its kernel wants it instead of as the workload has it
 Packed = tuple[Constant, Repack | None]
 
@@ -47,6 +48,36 @@ class _Layout:
     shapes: dict[Packed, tuple[int, ...]]
     size: int
     symbols: dict[str, str]  # workload key -> symbol
+
+
+@dataclass(frozen=True)
+class NetworkProgram:
+    """What is linked into a network's library, before anything is built.
+
+    kernels : symbol -> workload and schedule. tables : of the program that calls them, as C.
+    """
+
+    kernels: dict[str, tuple[Workload, Config]]
+    tables: str
+    emitted: list[Emitted]
+    layout: _Layout
+    memory: MemoryPlan
+
+
+def network_program(
+    network: Network, profile: TargetProfile, pick: SchedulePicker, shapes: Shapes | None = None, name: KernelName | None = None
+) -> NetworkProgram:
+    """The program of ``network`` under ``shapes`` (its own by default).
+
+    name : what the kernel of a workload and a schedule is called; by default kernels are numbered.
+    """
+    emitted = network.emitted(shapes)
+    chosen = {e.workload.key: pick(e.workload) for e in emitted}
+    layout, memory = _plan(emitted, chosen, name), network.memory(shapes)
+    calls = _calls(network, emitted, chosen, layout, memory)
+    text = tables(calls, _facts(network, layout, memory, profile, shapes or network.traced.shape))
+    kernels = {layout.symbols[e.workload.key]: (e.workload, chosen[e.workload.key]) for e in emitted}
+    return NetworkProgram(kernels, text, emitted, layout, memory)
 
 
 def build_artifact(
@@ -64,21 +95,17 @@ def build_artifact(
     CompileError : a kernel does not build, or the target's linker is missing (the sentence names its package).
     """
     out = Path(out)
-    emitted = network.emitted()
-    chosen = {e.workload.key: pick(e.workload) for e in emitted}
-    layout, memory = _plan(emitted, chosen), network.memory()
-    distinct = {e.workload.key: e.workload for e in emitted}
-    functions = {layout.symbols[key]: primfunc(w, profile, chosen[key]) for key, w in distinct.items()}
+    program = network_program(network, profile, pick)
+    functions = {symbol: primfunc(w, profile, config) for symbol, (w, config) in program.kernels.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as err:
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
-        calls = _calls(network, emitted, chosen, layout, memory)
-        link(functions, tables(calls, _facts(network, layout, memory, profile)), profile, folder / "network.so")
-        _write_weights(network, layout, profile, folder)
-        manifest = _manifest(network, emitted, layout, memory, chosen, profile, record or {})
+        link(functions, program.tables, profile, folder / "network.so")
+        _write_weights(network, program.layout, profile, folder)
+        manifest = _manifest(network, program, profile, record or {})
         manifest["files"] = {
             name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
             for name in ("network.so", "weights.safetensors")
@@ -102,14 +129,15 @@ def _operands(emitted: Emitted, config: Config) -> list[tuple[tuple[int, ...], s
     ]
 
 
-def _plan(emitted: list[Emitted], chosen: Mapping[str, Config]) -> _Layout:
+def _plan(emitted: list[Emitted], chosen: Mapping[str, Config], name: KernelName | None) -> _Layout:
     offsets: dict[Packed, int] = {}
     shapes: dict[Packed, tuple[int, ...]] = {}
     symbols: dict[str, str] = {}
     size = 0
     for e in emitted:
-        symbols.setdefault(e.workload.key, f"kernel{len(symbols)}")
-        for shape, binding in _operands(e, chosen[e.workload.key]):
+        config = chosen[e.workload.key]
+        symbols.setdefault(e.workload.key, name(e.workload, config) if name else f"kernel{len(symbols)}")
+        for shape, binding in _operands(e, config):
             if not isinstance(binding, str) and binding not in offsets:
                 offsets[binding], shapes[binding] = size, shape
                 size = aligned(size + size_bytes(shape))
@@ -138,8 +166,8 @@ def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config
     return result
 
 
-def _facts(network: Network, layout: _Layout, memory: MemoryPlan, profile: TargetProfile) -> Facts:
-    inputs, outputs = (tuple(math.prod(network.traced.shape(n)) for n in names) for names in (network.inputs, network.output_nodes))
+def _facts(network: Network, layout: _Layout, memory: MemoryPlan, profile: TargetProfile, shapes: Shapes) -> Facts:
+    inputs, outputs = (tuple(math.prod(shapes(n)) for n in names) for names in (network.inputs, network.output_nodes))
     return Facts(inputs, outputs, layout.size, memory.workspace_bytes, profile.threads)
 
 
@@ -164,7 +192,7 @@ def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
     return {node: tensors[name].detach().cpu().numpy() for node, name in network.traced.targets.items() if name in tensors}
 
 
-def _manifest(network, emitted, layout, memory, chosen, profile, record) -> dict:
+def _manifest(network: Network, program: NetworkProgram, profile: TargetProfile, record: dict) -> dict:
     import tvm
 
     traced = network.traced
@@ -176,16 +204,17 @@ def _manifest(network, emitted, layout, memory, chosen, profile, record) -> dict
                    "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.threads},
         "inputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.inputs],
         "outputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.output_nodes],
-        "workspace_bytes": memory.workspace_bytes,
-        "peak_memory_bytes": memory.peak_bytes,
-        "weights_bytes": layout.size,
-        "macs": sum(e.workload.macs for e in emitted),
+        "workspace_bytes": program.memory.workspace_bytes,
+        "peak_memory_bytes": program.memory.peak_bytes,
+        "weights_bytes": program.layout.size,
+        "macs": sum(e.workload.macs for e in program.emitted),
         "calls": [
-            {"makes": call.name, "kernel": layout.symbols[e.workload.key], "macs": e.workload.macs}
-            for call, e in zip(network.calls, emitted)
+            {"makes": call.name, "kernel": program.layout.symbols[e.workload.key], "macs": e.workload.macs}
+            for call, e in zip(network.calls, program.emitted)
         ],
         "kernels": {
-            layout.symbols[key]: {"workload": key, "schedule": json.loads(config.to_text())} for key, config in chosen.items()
+            symbol: {"workload": workload.key, "schedule": json.loads(config.to_text())}
+            for symbol, (workload, config) in program.kernels.items()
         },
         "record": record,
     }

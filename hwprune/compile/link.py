@@ -24,25 +24,31 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
 
     Raises CompileError: TVM does not build them, or the target's linker is missing (the sentence names its package).
     """
-    if profile.gpu is not None:
-        raise CompileError(
-            f"target {profile.name!r} is a GPU, and artifacts are programs for CPUs so far: its kernels can be built and "
-            f"checked (`python -m benchmarks.cuda_resources`) and its networks searched, but not compiled to an artifact"
-        )
-    compiler = linker(profile)
-    try:
-        module = build(functions, profile)
-    except Exception as err:  # TVM raises all kinds of exceptions
-        raise CompileError(f"TVM cannot build the kernels for target {profile.name!r}: {last_line(err)}") from err
+    linker(profile)
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(folder, "kernels.o")
-        module.write_to_file(str(objects))
+        write_object(functions, profile, objects)
+        link_objects([objects], tables, profile, out)
+
+
+def write_object(functions: dict[str, tirx.PrimFunc], profile: TargetProfile, out: Path) -> None:
+    """Machine code of ``functions`` (by symbol) as the object file ``out``. CompileError: TVM does not build them."""
+    try:
+        build(functions, profile).write_to_file(str(out))
+    except Exception as err:  # TVM raises all kinds of exceptions
+        raise CompileError(f"TVM cannot build the kernels for target {profile.name!r}: {last_line(err)}") from err
+
+
+def link_objects(objects: Sequence[Path], tables: str, profile: TargetProfile, out: Path) -> None:
+    """Link object files of kernels with the program over ``tables`` into ``out``; raises as ``link`` does."""
+    compiler = linker(profile)
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tables.h").write_text(tables)
         native = native_sources()
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [compiler, *_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", str(objects), exports, "-lm"]
+        command = [compiler, *_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", *map(str, objects), exports, "-lm"]
         command += ["-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -52,6 +58,11 @@ def link(functions: dict[str, tirx.PrimFunc], tables: str, profile: TargetProfil
 
 def linker(profile: TargetProfile) -> str:
     """Path of the target's compiler driver; CompileError with its package where it is missing."""
+    if profile.gpu is not None:
+        raise CompileError(
+            f"target {profile.name!r} is a GPU, and artifacts are programs for CPUs so far: its kernels can be built and "
+            f"checked (`python -m benchmarks.cuda_resources`) and its networks searched, but not compiled to an artifact"
+        )
     found = shutil.which(profile.link.cxx)
     if found is None:
         install = f"; install it (Debian: apt-get install {profile.link.package})" if profile.link.package else ""

@@ -1,35 +1,32 @@
-"""Table cost model: what was measured on the target, and a calibrated analytic model for what was not.
+"""Table cost model: what was measured on the target, and a surrogate fitted on it for what was not.
 
-A measured kernel is answered as it was measured. Any other one is answered by the analytic model times a factor, which
-is interpolated between the measured kernels of its *family*: the same operators on the same spatial shape at other
-widths. Kernels of a family differ in how well the analytic model describes them by a smooth amount, so the logarithm of
-measured over analytic is interpolated, with weights of inverse squared distance (Shepard, 1968) in the logarithms of
-output width and reduction length. Such an answer is still named ``analytic``, with an interval that widens with the
-distance to the nearest measured kernel.
+A measured kernel is answered as it was measured, by the model ``table``. Any other one is answered by the analytic model
+times a factor that ``surrogate`` finds from the measured ones, with its uncertainty as interval; such an answer is named
+``surrogate``, and its provenance stays ``analytic``: nobody timed that kernel.
 
-Kernels run alone find their operands in a near cache; in a network they do not always, and the more the larger the
-network is. So whole networks are timed, too, and ``fit`` puts a line through what they take over the sum of their
-kernels: every kernel is answered times the line's slope, and its intercept is the network's overhead.
+Kernels run alone find their operands nearer or farther than in a network. So whole networks are timed, too, and ``network``
+says what a network takes beside the sum of its kernels: every kernel is answered times the slope that it finds.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Iterable, Protocol, Sequence
+from typing import Callable, Iterable, Protocol, Sequence
 
 import numpy as np
 
-from hwprune.cost.analytic import AnalyticModel
-from hwprune.cost.base import Estimate, Provenance
+from hwprune.cost.analytic import INTERVAL_FACTOR, AnalyticModel
+from hwprune.cost.base import Estimate, ModelName, Provenance
+from hwprune.cost.network import NetworkFit, Whole, fit_networks
+from hwprune.cost.surrogate import Surrogate
+from hwprune.cost.traits import Traits, traits_of
 from hwprune.errors import NoLatency
 from hwprune.workload import Workload
 
-#: The interval of a calibrated answer is a factor exp(NEAR + FAR * distance in octaves), at most the analytic model's.
-#: Rough: between neighbours of a family a tuned kernel's efficiency was seen to move by 10 to 20 %.
-NEAR, FAR = 0.15, 0.15
-#: What a kernel in a network may take over what it takes alone, at the margin.
-_SLOPES = (0.7, 1.6)
-_LOG_WIDEST = math.log(2.0)
+#: An interval reaches so many standard deviations to either side: 95 % of a normal distribution.
+WITHIN = 1.96
+#: A measurement so many standard deviations above what the others say of it is doubtful, if there are some others.
+SURPRISING, _JUDGES = 2.5, 20
 
 
 class Interval(Protocol):
@@ -51,12 +48,17 @@ class TableModel:
     Parameters
     ----------
     load : all best measurements on this target, device and thread count; asked again at every ``refresh``.
-    analytic : answers what was not measured; None to raise NoLatency instead.
+    analytic : stands below the surrogate; None to raise NoLatency for what was not measured.
+    near_bytes : of a network's kernels, see ``network``.
     """
 
-    def __init__(self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None):
-        self._load, self._analytic = load, analytic
-        self._slope, self._intercept_us = 1.0, analytic.network_overhead_us if analytic else 0.0
+    def __init__(
+        self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None,
+        near_bytes: Callable[[Sequence[Workload]], float] = lambda workloads: 0.0,
+    ):  # fmt: skip
+        self._load, self._analytic, self._near_bytes = load, analytic, near_bytes
+        self._fit = NetworkFit(intercept_us=analytic.network_overhead_us if analytic else 0.0)
+        self._facts: dict[str, tuple[Traits, float]] = {}
         self.refresh()
 
     @property
@@ -66,29 +68,33 @@ class TableModel:
 
     @property
     def network_overhead_us(self) -> float:
-        return self._intercept_us
+        return self._fit.intercept_us
 
-    def fit(self, networks: Sequence[tuple[float, float]]) -> None:
-        """Calibrate by whole networks: (sum of their kernels run alone, measured latency), in microseconds.
+    def saved_us(self, workloads: Sequence[Workload]) -> float:
+        """What a network of these kernels saves because it is small: its constants lie nearer than when they were measured."""
+        return self._fit.saved_us_per_byte * self._near_bytes(workloads) if self._fit.saved_us_per_byte else 0.0
 
-        The first is the dense one, the last the one that matters most. Forgets earlier calibrations.
+    def fit(self, networks: Sequence[tuple[Sequence[Workload], float]]) -> None:
+        """Calibrate by whole networks: their kernels, and their measured latency in microseconds; see ``fit_networks``.
+
+        Forgets earlier calibrations.
         """
-        self._slope, self._intercept_us = line_through(networks)
+        self._fit = fit_networks([Whole(self.isolated_us(ws), us, self._near_bytes(ws)) for ws, us in networks])
         self.refresh()
 
     def isolated_us(self, workloads: Sequence[Workload]) -> float:
         """Sum of what the kernels take when each runs alone."""
-        return sum(e.latency_us for e in self.predict(workloads)) / self._slope
+        return sum(e.latency_us for e in self.predict(workloads)) / self._fit.slope
 
     def refresh(self) -> None:
-        """Read the measurements anew, and with them the calibration of everything else."""
-        found = list(self._load())
+        """Read the measurements anew; the surrogate is fitted to them when it is asked."""
+        self._found = list(self._load())
         self._measured = {
-            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured")
-            for m in found
+            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured", "table")
+            for m in self._found
         }
         self._fallback: dict[str, Estimate] = {}
-        self._points = self._calibrate(found) if self._analytic is not None else {}
+        self._surrogate: Surrogate | None = None
 
     def is_measured(self, workload: Workload) -> bool:
         return workload.key in self._measured
@@ -99,86 +105,53 @@ class TableModel:
         if fresh and self._analytic is None:
             raise NoLatency(f"no measurement of workload {next(iter(fresh))}; measure it with `hwprune measure`")
         if fresh:
-            self._estimate(list(fresh.values()))
+            self._fallback.update(zip(fresh, self.estimate(list(fresh.values()))))
         return [self._measured.get(w.key) or self._fallback[w.key] for w in workloads]
 
-    def _in_network(self, latency_us: float, low_us: float, high_us: float, provenance: Provenance) -> Estimate:
-        return Estimate(self._slope * latency_us, self._slope * low_us, self._slope * high_us, provenance)
+    def estimate(self, workloads: Sequence[Workload]) -> list[Estimate]:
+        """Latency of each workload by the model of what was not measured, whether it was measured or not."""
+        traits, base = self._known(workloads)
+        if not self._found:
+            factor = INTERVAL_FACTOR
+            return [self._in_network(t, t / factor, t * factor, "analytic", "analytic") for t in base.tolist()]
+        ratios, spreads = self._fitted().predict(traits)
+        middle, factor = base * np.exp(ratios), np.exp(WITHIN * spreads)
+        columns = (middle, middle / factor, middle * factor)
+        return [self._in_network(t, low, high, "analytic", "surrogate") for t, low, high in zip(*(c.tolist() for c in columns))]
 
-    def _isolated_us(self, workloads: Sequence[Workload]) -> np.ndarray:
-        """The analytic model's answer for kernels run alone, their start included as in a measurement."""
-        return self._analytic.latencies_us(workloads) + self._analytic.kernel_overhead_us
+    def uncertainty(self, workloads: Sequence[Workload]) -> np.ndarray:
+        """Standard deviation of the logarithm of each latency, float64 [n]; 0 where it was measured."""
+        estimates = self.predict(workloads)
+        return np.array([0.0 if e.model == "table" else math.log(e.high_us / e.latency_us) / WITHIN for e in estimates])
 
-    def _calibrate(self, found: Sequence[Measured]) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-        """Family -> positions [points, 2] of its measured kernels, and log of measured over analytic [points]."""
-        points: dict[Any, list[tuple[float, float, float]]] = {}
-        for m, analytic_us in zip(found, self._isolated_us([m.workload for m in found])):
-            ratio = math.log(m.latency.latency_us / float(analytic_us))
-            points.setdefault(family(m.workload), []).append((*position(m.workload), ratio))
-        return {name: (np.array(rows)[:, :2], np.array(rows)[:, 2]) for name, rows in points.items()}
+    def doubtful(self) -> list[Workload]:
+        """Measured kernels that took much longer than the others let expect, the most surprising first."""
+        if len(self._found) < _JUDGES:
+            return []
+        surprise = self._fitted().surprise
+        return [self._found[i].workload for i in np.argsort(-surprise) if surprise[i] > SURPRISING]
 
-    def _estimate(self, workloads: list[Workload]) -> None:
-        """Answer and remember workloads that were not measured, a family at a time."""
-        families: dict[Any, list[int]] = {}
-        for i, workload in enumerate(workloads):
-            families.setdefault(family(workload), []).append(i)
-        base = self._isolated_us(workloads)
-        for name, members in families.items():
-            ratios, spreads = self._calibration(name, np.array([position(workloads[i]) for i in members]))
-            for i, latency, factor in zip(members, base[members] * np.exp(ratios), np.exp(spreads)):
-                self._fallback[workloads[i].key] = self._in_network(
-                    float(latency), float(latency / factor), float(latency * factor), "analytic"
-                )
+    def learned(self, workloads: Sequence[Workload], one: Workload) -> np.ndarray:
+        """By how much the variance of the logarithm of each latency would go down if ``one`` were measured, float64 [n]."""
+        if not self._found:
+            return np.zeros(len(workloads))
+        return self._fitted().learned(self._known(workloads)[0], self._known([one])[0][0])
 
-    def _calibration(self, name: tuple, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of the factor on the analytic answer and of the interval's half width, at positions [n, 2]."""
-        if name not in self._points:
-            return np.full(len(where), self._general_ratio(name[0])), np.full(len(where), _LOG_WIDEST)
-        measured_at, ratios = self._points[name]
-        squared = ((where[:, None, :] - measured_at[None, :, :]) ** 2).sum(axis=2)
-        weights = 1.0 / (squared + 1e-6)
-        spread = np.minimum(_LOG_WIDEST, NEAR + FAR * np.sqrt(squared.min(axis=1)))
-        return weights @ ratios / weights.sum(axis=1), spread
+    def _fitted(self) -> Surrogate:
+        if self._surrogate is None:
+            traits, base = self._known([m.workload for m in self._found])
+            latency, low, high = np.array([(m.latency.latency_us, m.latency.low_us, m.latency.high_us) for m in self._found]).T
+            self._surrogate = Surrogate(traits, np.log(latency / base), np.log(high / low) / (2 * WITHIN))
+        return self._surrogate
 
-    def _general_ratio(self, anchor: str) -> float:
-        """Median over all measured kernels with the same anchor, else over all, else none."""
-        same = [ratios for name, (_, ratios) in self._points.items() if name[0] == anchor]
-        chosen = same or [ratios for _, ratios in self._points.values()]
-        return float(np.median(np.concatenate(chosen))) if chosen else 0.0
+    def _in_network(self, latency_us: float, low_us: float, high_us: float, provenance: Provenance, model: ModelName) -> Estimate:
+        slope = self._fit.slope
+        return Estimate(slope * latency_us, slope * low_us, slope * high_us, provenance, model)
 
-
-def line_through(networks: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept of the line through the first and the last (alone, measured) pair.
-
-    One pair, or two of nearly one size, give a slope alone; so does a slope that no cache explains.
-    """
-    (first_alone, first), (alone, measured) = networks[0], networks[-1]
-    if abs(alone - first_alone) > 0.1 * first_alone:
-        slope = (measured - first) / (alone - first_alone)
-        if _SLOPES[0] <= slope <= _SLOPES[1]:
-            return slope, measured - slope * alone
-    return measured / alone, 0.0
-
-
-def family(workload: Workload) -> tuple:
-    """What a workload shares with itself at other widths: operators, kernel window, spatial shape."""
-    anchor = workload.anchor
-    window = tuple(anchor.get(name) for name in ("stride", "padding", "dilation", "kernel", "kind")) if anchor else ()
-    spatial = tuple(t.shape[:-1] for t in workload.inputs if t.role == "data")
-    kernels = tuple(t.shape[1:3] if len(t.shape) == 5 else len(t.shape) for t in workload.inputs if t.role == "weight")
-    names = tuple(c.op for c in workload.ops)
-    return _anchor_name(workload), names, window, spatial, kernels, workload.output.shape[:-1]
-
-
-def position(workload: Workload) -> tuple[float, float]:
-    """Place of a workload in its family: log2 of its output width and of its reduction length (or input width)."""
-    weights = [t.shape for t in workload.inputs if t.role == "weight" and len(t.shape) >= 3]
-    if weights:
-        inner = math.prod(weights[0][1:-1])
-    else:
-        inner = max((t.shape[-1] for t in workload.inputs), default=1)
-    return math.log2(workload.output.shape[-1]), math.log2(max(inner, 1))
-
-
-def _anchor_name(workload: Workload) -> str:
-    return workload.anchor.op if workload.anchor else "elementwise"
+    def _known(self, workloads: Sequence[Workload]) -> tuple[list[Traits], np.ndarray]:
+        """Traits, and the analytic model's answer for kernels run alone, their start included as in a measurement: [n]."""
+        fresh = [w for w in workloads if w.key not in self._facts]
+        for w, latency in zip(fresh, self._analytic.latencies_us(fresh)):
+            self._facts[w.key] = (traits_of(w), float(latency) + self._analytic.kernel_overhead_us)
+        facts = [self._facts[w.key] for w in workloads]
+        return [t for t, _ in facts], np.array([us for _, us in facts])

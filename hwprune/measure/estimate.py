@@ -15,10 +15,11 @@ import numpy as np
 #: The quantile over rounds that is called the latency, and those of its interval.
 QUANTILE, LOW, HIGH = 0.25, 0.05, 0.75
 
-#: The drift correction is trusted within these bounds; beyond them the machine was disturbed, not slow.
-DRIFT_BOUNDS = (0.6, 1.25)
+#: The drift correction is trusted within these bounds; beyond them the machine was disturbed, not slow: something else ran
+#: on its cores, and kernels do not all suffer alike from that.
+DRIFT_BOUNDS = (0.8, 1.25)
 
-#: A measurement whose interval is wider than this share of its latency is flagged, not hidden.
+#: A measurement whose interval is wider than this share of its latency, or of a disturbed machine, is flagged, not hidden.
 NOISY = 0.10
 
 
@@ -65,8 +66,15 @@ def estimate_together(samples_us: np.ndarray, reference_us: np.ndarray, baseline
     return [_latency(samples, np.median(samples[calm]), reference, baseline_us) for samples in samples_us]
 
 
+def drift(reference_us: np.ndarray, baseline_us: float) -> float:
+    """Speed of the machine during the rounds, as a share of its undisturbed speed."""
+    return baseline_us / float(np.quantile(reference_us, QUANTILE))
+
+
 def _latency(samples_us: np.ndarray, value_us: float, reference_us: float, baseline_us: float) -> Latency:
-    drift = float(np.clip(baseline_us / reference_us, *DRIFT_BOUNDS))
+    speed = baseline_us / reference_us
+    correction = float(np.clip(speed, *DRIFT_BOUNDS))
     low, high = np.quantile(samples_us, (LOW, HIGH))
-    low, value, high = drift * min(low, value_us), drift * value_us, drift * max(high, value_us)
-    return Latency(float(value), float(low), float(high), len(samples_us), bool(high - low > NOISY * value))
+    low, value, high = correction * min(low, value_us), correction * value_us, correction * max(high, value_us)
+    noisy = high - low > NOISY * value or speed < DRIFT_BOUNDS[0]
+    return Latency(float(value), float(low), float(high), len(samples_us), bool(noisy))

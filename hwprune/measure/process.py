@@ -9,6 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any, Sequence
 
 from hwprune.errors import MeasureError
@@ -26,10 +27,14 @@ class Worker:
     ----------
     timeout_s : longest time to wait for one answer; after that the process is killed.
     command : what is started, by default ``hwprune.measure.worker``; anything that speaks as it does.
+    objects : folder in which it keeps what it builds, for the process after it, too.
     """
 
-    def __init__(self, profile: TargetProfile, threads: int, timeout_s: float = 60.0, command: Sequence[str] = ()):
+    def __init__(
+        self, profile: TargetProfile, threads: int, timeout_s: float = 60.0, command: Sequence[str] = (), objects: Path | None = None
+    ):
         self.profile, self.threads, self.timeout_s = profile, threads, timeout_s
+        self._objects = str(objects) if objects else None
         self._command = list(command) or [sys.executable, "-m", "hwprune.measure.worker"]
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -52,7 +57,8 @@ class Worker:
         self._answers = queue.Queue()
         threading.Thread(target=_drain, args=(self._process.stdout, self._answers), daemon=True).start()
         try:
-            self._exchange({"do": "start", "profile": self.profile.model_dump_json(by_alias=True), "threads": self.threads}, max(self.timeout_s, 120.0))
+            start = {"do": "start", "profile": self.profile.model_dump_json(by_alias=True), "threads": self.threads, "objects": self._objects}
+            self._exchange(start, max(self.timeout_s, 120.0))
         except MeasureError:
             self.close()  # it could not even time its reference kernel: it is of no use for anything else
             raise

@@ -12,16 +12,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
 from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
-from hwprune.compile.link import last_line, link
-from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels import candidates, kernel_inputs, primfunc
+from hwprune.compile.link import last_line, link_objects
+from hwprune.errors import CompileError
+from hwprune.kernels import candidates, kernel_inputs
 from hwprune.kernels.schedule import Config
 from hwprune.library import ALIGNMENT, Library, Memory, aligned
+from hwprune.measure.objects import Objects, kernel_name
 from hwprune.target import TargetProfile
 from hwprune.workload import OpCall, TensorSpec, Workload
 
@@ -32,18 +33,28 @@ Timer = Callable[[int], float]
 BURST_S = 0.0015
 #: For whole networks, of which few are timed and on which much hangs: longer, and spread over more time.
 ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
+#: Cores wake up for this long after a pause, before anything is timed.
+WAKE_S = 0.008
 #: The reference kernel, a product of 256 pixels by so many channels: it misses no cache, is long enough to time, and its
 #: threads meet once.
 REFERENCE = dict(height=16, width=16, channels=128)
+
+#: Constants of a network about this large neither let activations grow without bound nor vanish.
+_CONSTANT = 0.05
 
 _NOISE = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
 
 
 class Kernels:
-    """Builds kernels the way artifacts are built, and times them."""
+    """Builds kernels the way artifacts are built, and times them.
 
-    def __init__(self, profile_json: str, threads: int):
+    folder : where object files are kept; a temporary one by default.
+    """
+
+    def __init__(self, profile_json: str, threads: int, folder: str | None = None):
         self.profile, self.threads = TargetProfile.model_validate_json(profile_json), threads
+        self._own = None if folder else tempfile.TemporaryDirectory(prefix="hwprune.")
+        self.objects = Objects(self.profile, Path(folder or self._own.name))
         workload, config = _reference(self.profile)
         timers, failures = self.timers(workload, [config.to_text()])
         if failures:
@@ -55,53 +66,71 @@ class Kernels:
 
         spread_bytes : copies of the constants take up this much memory and take turns, as in a network of so many bytes.
         """
-        functions, failures = {}, {}
-        for text in configs:
-            try:
-                functions[text] = primfunc(workload, self.profile, Config.from_text(text))
-            except (Infeasible, CompileError, RuntimeError, ValueError, TypeError) as err:
-                failures[text] = last_line(err)
-        timers, unbuilt = self._build(workload, functions, spread_bytes)
-        return timers, {**failures, **unbuilt}
+        symbols = {text: kernel_name(workload, Config.from_text(text)) for text in configs}
+        built, failed = self.objects.build([(workload, text) for text in configs])
+        failures = {text: failed[symbol] for text, symbol in symbols.items() if symbol in failed}
+        linkable = {text: symbol for text, symbol in symbols.items() if symbol in built}
+        timers, unlinked = self._link(workload, linkable, built, spread_bytes)
+        return timers, {**failures, **unlinked}
 
-    def _build(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> tuple[dict[str, Timer], dict[str, str]]:
-        """All schedules in one library: one link for all of them; one by one if that fails."""
-        if not functions:
+    def _link(
+        self, workload: Workload, symbols: Mapping[str, str], built: Mapping[str, Path], spread_bytes: int
+    ) -> tuple[dict[str, Timer], dict[str, str]]:
+        """All schedules (text -> symbol) in one library: one link for all of them; one by one if that fails."""
+        if not symbols:
             return {}, {}
         try:
-            return self._library(workload, functions, spread_bytes), {}
+            return self._library(workload, symbols, built, spread_bytes), {}
         except CompileError as err:
-            if len(functions) == 1:
-                return {}, dict.fromkeys(functions, last_line(err))
+            if len(symbols) == 1:
+                return {}, dict.fromkeys(symbols, last_line(err))
         timers, failures = {}, {}
-        for text, function in functions.items():
-            built, failed = self._build(workload, {text: function}, spread_bytes)
-            timers.update(built)
+        for text, symbol in symbols.items():
+            found, failed = self._link(workload, {text: symbol}, built, spread_bytes)
+            timers.update(found)
             failures.update(failed)
         return timers, failures
 
-    def _library(self, workload: Workload, functions: dict[str, Any], spread_bytes: int) -> dict[str, Timer]:
+    def _library(
+        self, workload: Workload, symbols: Mapping[str, str], built: Mapping[str, Path], spread_bytes: int
+    ) -> dict[str, Timer]:
         activations = [t for t in workload.inputs if t.role != "weight"]
         result = Argument(OUTPUT, 0, workload.output.shape)
-        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in functions]
-        calls = [KernelCall(f"kernel{i}", (*arguments, result)) for i, (arguments, _) in enumerate(operands)]
+        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in symbols]
+        calls = [KernelCall(symbol, (*arguments, result)) for symbol, (arguments, _) in zip(symbols.values(), operands)]
         most = max(size for _, size in operands)
         facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "kernels.so")
-            link({c.symbol: f for c, f in zip(calls, functions.values())}, tables(calls, facts), self.profile, path)
-            library = Library(path)
+        library = self._load([built[symbol] for symbol in symbols.values()], tables(calls, facts))
         inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
         # two copies at least, so that none is read twice in a row
         weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most), aligned(0)
         timers = {}
-        for step, (text, (_, size)) in enumerate(zip(functions, operands)):
+        for step, (text, (_, size)) in enumerate(zip(symbols, operands)):
             copies = weights.size // size if size else 1
-            timers[text] = self._timer(library, Memory(inputs, [output], weights[: copies * size], scratch, copies), step)
+            timers[text] = self._timer(library, Memory(inputs, [output], weights[: copies * size], scratch, copies), step, 1)
         return timers
 
-    def _timer(self, library: Library, memory: Memory, step: int) -> Timer:
-        return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, step, 1))) / 1e3
+    def network_timer(self, kernels: Mapping[str, tuple[Workload, str]], program: str) -> Timer:
+        """Of a whole network over random constants.
+
+        kernels : symbol -> workload and schedule. program : its tables, as C.
+        """
+        built, failed = self.objects.build(list(kernels.values()))
+        if failed:
+            raise CompileError(f"a kernel of the network cannot be built: {next(iter(failed.values()))}")
+        library = self._load([built[symbol] for symbol in kernels], program)
+        inputs, outputs = ([_noise(4 * n) for n in sizes] for sizes in (library.inputs, library.outputs))
+        weights = _noise(library.weights_bytes, _CONSTANT)
+        return self._timer(library, Memory(inputs, outputs, weights, aligned(library.workspace_bytes)), 0, None)
+
+    def _load(self, objects: Sequence[Path], program: str) -> Library:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "kernels.so")
+            link_objects(objects, program, self.profile, path)
+            return Library(path)
+
+    def _timer(self, library: Library, memory: Memory, first: int, count: int | None) -> Timer:
+        return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, first, count))) / 1e3
 
 
 def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
@@ -117,10 +146,10 @@ def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
     return arguments, size
 
 
-def _noise(size: int) -> np.ndarray:
+def _noise(size: int, scale: float = 1.0) -> np.ndarray:
     """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
     buffer = aligned(size)
-    buffer.view(np.float32)[:] = np.resize(_NOISE, size // 4)
+    buffer.view(np.float32)[:] = np.resize(_NOISE * np.float32(scale), size // 4)
     return buffer
 
 
@@ -136,16 +165,21 @@ def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
 def rounds_of(
     timers: dict[str, Timer], rounds: int, reference: Timer, burst_s: float = BURST_S, pause_s: float = 0.0
 ) -> dict[str, Any]:
-    """Time all contenders in turn, round after round, the reference in each, with a pause after each round."""
+    """Time all contenders in turn, round after round, the reference in each, with a pause before each round.
+
+    Cores that slept are slow for some milliseconds, and the reference comes first: it runs untimed for that long.
+    """
     counts = {name: _count(timer, burst_s) for name, timer in timers.items()}
-    reference_count = _count(reference, burst_s)
+    reference_count, wake_count = _count(reference, burst_s), _count(reference, WAKE_S)
     samples: dict[str, list[float]] = {name: [] for name in timers}
     drift = []
     for _ in range(rounds):
+        if pause_s:
+            time.sleep(pause_s)
+            reference(wake_count)
         drift.append(reference(reference_count))
         for name, timer in timers.items():
             samples[name].append(timer(counts[name]))
-        time.sleep(pause_s)
     return {"samples": samples, "reference": drift}
 
 
@@ -157,7 +191,8 @@ def _count(timer: Timer, burst_s: float) -> int:
 def _measure(state: dict, request: dict) -> dict:
     """Build each schedule of a workload, screen them briefly, time the best few properly."""
     kernels: Kernels = state["kernels"]
-    timers, failures = kernels.timers(Workload.from_json(request["workload"]), request["configs"], request["spread_bytes"])
+    workload = Workload.from_json(request["workload"])
+    timers, failures = kernels.timers(workload, request["configs"], request["spread_bytes"])
     if len(timers) > request["finalists"]:
         screen = rounds_of(timers, 3, kernels.reference, BURST_S / 2)["samples"]
         best = sorted(timers, key=lambda text: min(screen[text]))[: request["finalists"]]
@@ -165,19 +200,17 @@ def _measure(state: dict, request: dict) -> dict:
         timers = {text: timers[text] for text in best}
     else:
         screened = {}
+    losers = [kernel_name(workload, Config.from_text(text)) for text in screened]
+    # kept until it is known that this workload is not to be timed again
+    kernels.objects.forget([symbol for symbol in state.pop("losers", ()) if symbol not in losers])
+    state["losers"] = losers
     result = rounds_of(timers, request["rounds"], kernels.reference) if timers else {"samples": {}, "reference": []}
     return {**result, "screened": screened, "failures": failures}
 
 
 def _baseline(state: dict, request: dict) -> dict:
     """The reference kernel's own latency, over a longer while."""
-    reference = state["kernels"].reference
-    count = _count(reference, BURST_S)
-    values = []
-    for _ in range(request["rounds"]):
-        values.append(reference(count))
-        time.sleep(0.005)
-    return {"reference": values}
+    return {"reference": rounds_of({}, request["rounds"], state["kernels"].reference, pause_s=0.01)["reference"]}
 
 
 def _artifacts(state: dict, request: dict) -> dict:
@@ -189,12 +222,22 @@ def _artifacts(state: dict, request: dict) -> dict:
     return rounds_of(timers, request["rounds"], state["kernels"].reference, ARTIFACT_BURST_S, ARTIFACT_PAUSE_S)
 
 
+def _networks(state: dict, request: dict) -> dict:
+    """Time whole networks in turn, as artifacts are; what they are linked from is built where it is not there yet."""
+    kernels: Kernels = state["kernels"]
+    timers = {
+        name: kernels.network_timer({s: (Workload.from_json(w), text) for s, (w, text) in p["kernels"].items()}, p["tables"])
+        for name, p in request["programs"].items()
+    }
+    return rounds_of(timers, request["rounds"], kernels.reference, ARTIFACT_BURST_S, ARTIFACT_PAUSE_S)
+
+
 def _start(state: dict, request: dict) -> dict:
-    state["kernels"] = Kernels(request["profile"], request["threads"])
+    state["kernels"] = Kernels(request["profile"], request["threads"], request.get("objects"))
     return {}
 
 
-_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts}
+_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts, "networks": _networks}
 
 
 def main() -> None:

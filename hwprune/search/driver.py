@@ -1,7 +1,8 @@
 """The search as a whole: solve, measure what the solution uses, solve again until the plan stands on measurements.
 
-Measuring every kernel at every pair of widths would take hours; a solution uses a few dozen. So the first solution
-stands on calibrated estimates, its kernels are measured, which also calibrates the rest, and so on. The search has
+Measuring every kernel at every pair of widths would take hours; a solution uses a few dozen. So the first solution stands
+on estimates, what is most uncertain around it is measured, then each solution's own kernels, which also tells more of the
+rest, and so on. The search has
 settled when every kernel of a solution was known by measurement before the solver chose it, or when nothing better than
 a fully measured solution is left within ``SETTLED``. On a target that cannot be measured here the first solution is
 final, and its provenance says so.
@@ -18,6 +19,7 @@ import numpy as np
 from hwprune.budget import Budget, format_bytes, format_us
 from hwprune.compile.lower import Network
 from hwprune.cost.base import CostModel, network_estimate
+from hwprune.cost.sampling import surface
 from hwprune.errors import BudgetError, HwpruneError, Infeasible, UsageError
 from hwprune.graph.blocks import Block
 from hwprune.progress import SILENT, Progress
@@ -47,8 +49,12 @@ _CALIBRATIONS = 3
 #: Kernels measured for points of the frontier beside the chosen one.
 _FRONTIER_KERNELS = 24
 
-#: Uniformly narrowed networks whose kernels are measured first, so that every family is calibrated over its widths.
-_PROBED_SHARES = (0.5, 0.25)
+#: The uniformly narrowed network whose kernels are measured first, so that every family is known at two widths.
+_PROBED_SHARE = 0.5
+
+#: Kernels around the first solution that are measured because they are uncertain: in all as many as a network has, so many at
+#: once.
+_EXPLORED_AT_ONCE = 8
 
 
 @dataclass
@@ -206,12 +212,21 @@ class Search:
         return len(fresh)
 
     def _probe(self) -> None:
+        """Learn what the solver is about to stand on: a narrowed network, then what is most uncertain around a first solution."""
         if self.learn is None:
             return
-        for share in _PROBED_SHARES:
-            kept = {g: w[w > 0] for g, w in zip(self.groups, self.widths)}
-            nearest = {g: int(w[np.argmin(np.abs(w - share * w[-1]))]) for g, w in kept.items()}
-            self._know(self.view.workloads(nearest))
+        kept = {g: w[w > 0] for g, w in zip(self.groups, self.widths)}
+        narrowed = self.view.workloads({g: int(w[np.argmin(np.abs(w - _PROBED_SHARE * w[-1]))]) for g, w in kept.items()})
+        self._know(narrowed)
+        widths = self._widths_of(self._solve_tight({}, pessimistic=False))
+        around = [self.view.workload(call, widths) for call in range(len(self._grids))]
+        nearby = surface([grid.all() for grid in self._grids], around)
+        left = len({w.key for w in narrowed})
+        while left > 0:
+            uncertain = self.learn.uncertain(nearby, min(left, _EXPLORED_AT_ONCE))
+            if not uncertain:
+                return
+            left -= max(1, self._know(uncertain))
 
     # -- solving
 

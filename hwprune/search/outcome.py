@@ -9,6 +9,7 @@ from typing import Any, Protocol, Sequence
 from hwprune.budget import Budget
 from hwprune.compile.lower import Network
 from hwprune.cost.base import Estimate
+from hwprune.cost.sampling import Surface
 from hwprune.errors import UsageError
 from hwprune.results import FrontierPoint
 from hwprune.workload import Workload
@@ -20,6 +21,9 @@ class Learner(Protocol):
     """Measures on the target, so that the search's cost model knows more."""
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None: ...
+
+    def uncertain(self, of: Surface, most: int) -> list[Workload]:
+        """Kernels of a cost surface whose measurement would tell most, ``most`` of them or fewer."""
 
     def calibrate(self, network: Network) -> None:
         """Learn what the whole ``network`` takes beside the sum of its kernels; the dense one comes first."""

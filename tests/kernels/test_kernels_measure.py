@@ -12,15 +12,20 @@ import torch.nn.functional as F
 from compiled_networks import first_candidate
 from torch import nn
 
+from hwprune import measuring
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
+from hwprune.costing import Costing
 from hwprune.errors import MeasureError
-from hwprune.graph import trace
+from hwprune.graph import analyze, trace
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
+from hwprune.measure import measurer as measurer_module
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
+from hwprune.progress import SILENT
+from hwprune.search.tables import NetworkView
 
 
 class Small(nn.Module):
@@ -59,9 +64,9 @@ def test_every_kernel_of_a_network_is_measured(measurer, network):
 def test_whole_network_is_timed_with_the_schedules_measured(measurer, network, tmp_path):
     measurer.ensure(network.workloads())
     path = build_artifact(network, measurer.profile, measurer.schedule, tmp_path / "artifact")
-    (latency,) = measurer.time_artifacts([path])
+    (latency,) = measurer.time_artifacts([path], rounds=6)
     assert 0.5 < latency.latency_us < 1e6
-    first, again = measurer.time_networks({"one": network, "other": network})
+    first, again = measurer.time_networks({"one": network, "other": network}, rounds=6)
     assert 0.5 < first.latency_us / again.latency_us < 2.0
 
 
@@ -92,3 +97,19 @@ def test_profile_that_cannot_be_built_for_says_why(usable):
     wrong = profile.model_copy(update={"link": profile.link.model_copy(update={"cxx": "no-such-compiler"})})
     with Worker(wrong, 1) as worker, pytest.raises(MeasureError, match="no-such-compiler"):
         worker.ask("baseline", rounds=1)
+
+
+def test_predictions_are_checked_against_whole_networks(usable, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "_SHARES", ())
+    monkeypatch.setattr(measuring, "RANDOM_CALIBRATORS", 1)
+    monkeypatch.setattr(measurer_module, "_NETWORK_ROUNDS", 4)
+    profile = usable(8)
+    traced = trace(Small().eval(), torch.zeros(1, 3, 12, 12))
+    view = NetworkView(lower(traced, profile), analyze(traced))
+    with Costing(profile, tmp_path / "m.sqlite") as cost:
+        report = measuring.check(view, cost, networks=3, seed=0, progress=SILENT)
+        assert all(cost.model.is_measured(w) for n in report.networks for w in view.workloads(n.widths))
+    assert len(report.networks) == report.after.networks == 3
+    for n in report.networks:
+        assert 0 < n.low_us <= n.predicted_us <= n.high_us
+        assert 0.2 < n.again_us / n.measured_us < 5.0 and 0.2 < n.predicted_us / n.measured_us < 5.0

@@ -1,7 +1,8 @@
 """A measuring process that builds nothing: `python measure_fakes.py` speaks the worker's protocol.
 
 Schedules of a "measure" request are texts with a parameter ``does``: "crash" and "hang" do so, "refuse" cannot be
-built, "together" crashes unless it is alone, anything else takes ``us`` microseconds.
+built, "together" crashes unless it is alone, "disturbed" takes twice as long, as does the reference, the first
+``FAKE_DISTURBED`` times, anything else takes ``us`` microseconds.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def do_baseline(request):
 
 
 def do_measure(request):
-    samples, failures = {}, {}
+    samples, failures, reference = {}, {}, 10.0
     for text in request["configs"]:
         config = json.loads(text)
         does = config.get("does")
@@ -72,10 +73,15 @@ def do_measure(request):
             time.sleep(60)
         if does == "refuse":
             failures[text] = "does not divide"
+        elif does == "disturbed":
+            left = STARTED.setdefault("disturbed", int(os.environ.get("FAKE_DISTURBED", "0")))
+            STARTED["disturbed"] = max(left - 1, 0)
+            reference = 20.0 if left else 10.0
+            samples[text] = [200.0 if left else 100.0] * request["rounds"]
         else:
             samples[text] = [float(config.get("us", 100))] * request["rounds"]
     _log(f"measure {len(request['configs'])}")
-    return {"samples": samples, "reference": [10.0] * request["rounds"], "screened": {}, "failures": failures}
+    return {"samples": samples, "reference": [reference] * request["rounds"], "screened": {}, "failures": failures}
 
 
 COMMAND = [sys.executable, str(Path(__file__))]

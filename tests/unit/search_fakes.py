@@ -12,6 +12,7 @@ from test_cost_analytic import conv, make_profile
 from hwprune.compile.memory import Step, place
 from hwprune.cost.analytic import AnalyticModel
 from hwprune.cost.base import Estimate
+from hwprune.cost.sampling import choose
 from hwprune.cost.table import TableModel
 from hwprune.workload import TensorSpec, Workload
 
@@ -96,7 +97,7 @@ class Device:
         self.analytic = AnalyticModel(make_profile())
         self.measured: dict[str, SimpleNamespace] = {}
         self.efforts: list[str] = []
-        self.networks: list[tuple[float, float]] = []
+        self.networks: list[tuple[list[Workload], float]] = []
         self.model = TableModel(lambda: list(self.measured.values()), self.analytic)
 
     def latency_us(self, workload: Workload) -> float:
@@ -110,10 +111,13 @@ class Device:
             self.measured[w.key] = SimpleNamespace(workload=w, latency=Estimate(value, value, value, "measured"))
         self.model.refresh()
 
+    def uncertain(self, of, most):
+        return choose(self.model, of, most)
+
     def calibrate(self, network):
         """A network takes 5 us and 10 % more than its kernels alone."""
         workloads = network.workloads()
-        self.networks.append((self.model.isolated_us(workloads), self.network_us(workloads)))
+        self.networks.append((workloads, self.network_us(workloads)))
         self.model.fit(self.networks)
 
     def network_us(self, workloads) -> float:

@@ -1,6 +1,6 @@
 import pytest
 
-from hwprune.budget import format_bytes, format_us, parse_bytes, parse_latency
+from hwprune.budget import format_bytes, format_us, parse_bytes, parse_latency, parse_share
 from hwprune.errors import UsageError
 
 
@@ -44,3 +44,13 @@ def test_refused_bytes_name_the_budget():
 def test_formats():
     assert [format_us(x) for x in (0.5, 850, 3210, 2.5e6)] == ["0.5 us", "850 us", "3.21 ms", "2.5 s"]
     assert [format_bytes(x) for x in (12, 1500, 4.19e6, 3e9)] == ["12 B", "1.5 kB", "4.19 MB", "3 GB"]
+
+
+def test_shares():
+    assert parse_share("10%", "--within") == pytest.approx(0.1) == parse_share("0.1", "--within")
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "1", "120%", "-0.1", "0.1x"])
+def test_refused_share_names_its_option(text):
+    with pytest.raises(UsageError, match="--within.*10% or 0.1"):
+        parse_share(text, "--within")
