@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from hwprune import target as targets
+from hwprune.cost import incore
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
+from hwprune.measure.store import Store
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 if TYPE_CHECKING:
     from hwprune.compile.lower import Network
+    from hwprune.cost.simulator import Simulator
     from hwprune.kernels.schedule import Config
 
 
@@ -30,10 +33,11 @@ _DISTURBED, _ATTEMPTS, _PAUSE_S = 1.06, 4, 3.0
 class Costing:
     """A cost model for ``profile``, how it learns, and the schedules that go with what it knows.
 
-    Measurements answer where this machine can run the target's code, the analytic model elsewhere. Close it (or use
-    ``with``) to end the measuring process.
+    Measurements answer where this machine can run the target's code; elsewhere simulations, where the tool that the profile
+    names is here, and the analytic model for the rest. Close it (or use ``with``) to end the measuring process.
 
-    prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
+    prior : the analytic model. model : the best one there is. measurable : whether this machine runs the target's code.
+    learns : whether ``measure`` can make the model know more.
     """
 
     def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT, *,
@@ -47,17 +51,27 @@ class Costing:
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior
+        self._simulator: "Simulator | None" = None
         if self.measurable:
             from hwprune.measure.measurer import Measurer
-            from hwprune.measure.store import Store
 
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
             self.model = TableModel(self.measurer.measured, self.prior)
+        elif incore.why_not(profile) is None:
+            from hwprune.cost.simulator import Simulator
+
+            self.store = Store(store, progress)
+            self._simulator = Simulator(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
+            self.model = TableModel(self._simulator.simulated, self.prior, known="simulated")
+
+    @property
+    def learns(self) -> bool:
+        return self.measurable or self._simulator is not None
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
-        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
-        self.measurer.ensure(workloads, effort)
+        """Measure, or simulate, what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
+        (self._simulator or self.measurer).ensure(workloads, effort)
         self.model.refresh()
 
     def calibrate(self, network: "Network") -> None:
@@ -65,8 +79,11 @@ class Costing:
 
         The first network that is given, the dense one, and the last one count, and both are timed in turn in one run:
         a budget is a share of one of them, and a disturbance that hits only one would move it. What was timed is kept
-        in the store under the networks' kernels and schedules, so that a search that is repeated finds it.
+        in the store under the networks' kernels and schedules, so that a search that is repeated finds it. Simulations know
+        no more of a network than of its kernels.
         """
+        if self._simulator is not None:
+            return
         self._calibrated = [*self._calibrated[:1], network]
         networks = self._calibrated
         names = [self._name(n) for n in networks]
@@ -106,6 +123,8 @@ class Costing:
         """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""
         if self.measurable:
             return self.measurer.schedule(workload)
+        if self._simulator is not None:
+            return self._simulator.schedule(workload)
         from hwprune.kernels import candidates
 
         return candidates(workload, self.profile, self._exact)[0]
@@ -113,6 +132,7 @@ class Costing:
     def close(self) -> None:
         if self.measurable:
             self.measurer.close()
+        if self.learns:
             self.store.close()
 
     def __enter__(self) -> "Costing":

@@ -134,6 +134,13 @@ def missing_tool(profile: TargetProfile) -> str | None:
     return None
 
 
+def why_not(profile: TargetProfile) -> str | None:
+    """One sentence if kernels of ``profile`` cannot be simulated here, else None."""
+    if profile.architecture != "aarch64" or profile.incore is None:
+        return f"target {profile.name!r} has no in-core model of an AArch64 core"
+    return missing_tool(profile)
+
+
 # --- llvm-mca ---------------------------------------------------------------------------------------------------
 
 

@@ -52,10 +52,13 @@ class TableModel:
     ----------
     load : all best measurements on this target, device and thread count; asked again at every ``refresh``.
     analytic : answers what was not measured; None to raise NoLatency instead.
+    known : where what ``load`` gives comes from.
     """
 
-    def __init__(self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None):
-        self._load, self._analytic = load, analytic
+    def __init__(
+        self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None, known: Provenance = "measured"
+    ):
+        self._load, self._analytic, self._known = load, analytic, known
         self._slope, self._intercept_us = 1.0, analytic.network_overhead_us if analytic else 0.0
         self.refresh()
 
@@ -84,7 +87,7 @@ class TableModel:
         """Read the measurements anew, and with them the calibration of everything else."""
         found = list(self._load())
         self._measured = {
-            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, "measured")
+            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, self._known)
             for m in found
         }
         self._fallback: dict[str, Estimate] = {}
