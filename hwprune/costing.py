@@ -37,7 +37,7 @@ class Costing:
     names is here, and the analytic model for the rest. Close it (or use ``with``) to end the measuring process.
 
     prior : the analytic model. model : the best one there is. measurable : whether this machine runs the target's code.
-    learns : whether ``measure`` can make the model know more.
+    simulator : what simulates for the target; None where it is measured or nobody can. learns : whether ``measure`` can make the model know more.
     """
 
     def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT, *,
@@ -51,7 +51,7 @@ class Costing:
         self._calibrated: list["Network"] = []
         self._fastest_us = math.inf
         self.model: CostModel = self.prior
-        self._simulator: "Simulator | None" = None
+        self.simulator: "Simulator | None" = None
         if self.measurable:
             from hwprune.measure.measurer import Measurer
 
@@ -62,16 +62,16 @@ class Costing:
             from hwprune.cost.simulator import Simulator
 
             self.store = Store(store, progress)
-            self._simulator = Simulator(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
-            self.model = TableModel(self._simulator.simulated, self.prior, known="simulated")
+            self.simulator = Simulator(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
+            self.model = TableModel(self.simulator.simulated, self.prior, known="simulated")
 
     @property
     def learns(self) -> bool:
-        return self.measurable or self._simulator is not None
+        return self.measurable or self.simulator is not None
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
         """Measure, or simulate, what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it."""
-        (self._simulator or self.measurer).ensure(workloads, effort)
+        (self.simulator or self.measurer).ensure(workloads, effort)
         self.model.refresh()
 
     def calibrate(self, network: "Network") -> None:
@@ -82,7 +82,7 @@ class Costing:
         in the store under the networks' kernels and schedules, so that a search that is repeated finds it. Simulations know
         no more of a network than of its kernels.
         """
-        if self._simulator is not None:
+        if self.simulator is not None:
             return
         self._calibrated = [*self._calibrated[:1], network]
         networks = self._calibrated
@@ -123,8 +123,8 @@ class Costing:
         """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""
         if self.measurable:
             return self.measurer.schedule(workload)
-        if self._simulator is not None:
-            return self._simulator.schedule(workload)
+        if self.simulator is not None:
+            return self.simulator.schedule(workload)
         from hwprune.kernels import candidates
 
         return candidates(workload, self.profile, self._exact)[0]

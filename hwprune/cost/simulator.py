@@ -6,6 +6,7 @@ Results are kept in the measurement store beside measurements, under a device th
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Iterable, Sequence
@@ -90,6 +91,16 @@ class Simulator:
         latency = Latency(us, us / INTERVAL_FACTOR, us * INTERVAL_FACTOR, 0, False)
         self.store.record(workload, config.to_text(), self.context, latency, looked_at)
         self._known[workload.key] = Measurement(workload, config.to_text(), latency, looked_at)
+
+    def rows(self, keys: Iterable[str]) -> list[tuple[str, ...]]:
+        """Of the workloads with these keys, what is known, as ``COLUMNS`` has it, sorted."""
+        found = [self._known[key] for key in sorted(keys) if key in self._known]
+        own = (self.context.device, str(self.context.threads), self.context.software)
+        return [
+            (json.dumps(m.workload.to_json()), m.config, *own, *(f"{us:.2f}" for us in (m.latency.latency_us, m.latency.low_us, m.latency.high_us)),
+             "simulated", str(MODEL_VERSION))
+            for m in found
+        ]  # fmt: skip
 
 
 def context(profile: TargetProfile, spread: int) -> Context:
