@@ -32,10 +32,14 @@ _MCA_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop that holds no other. ``body``: its lines, from the label to the jump back."""
+    """A loop that holds no other. ``body``: its lines, from the label to the jump back.
+
+    repeats : False for lines that run once in a while, between which nothing is carried.
+    """
 
     body: tuple[str, ...]
     architecture: str
+    repeats: bool = True
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -178,7 +182,7 @@ def _osaca(loop: Loop, profile: TargetProfile) -> tuple[float, float, Sequence[s
     semantics.add_semantics(kernel)
     for _ in range(2):  # as the tool's own command does: the second pass starts from the balance of the first
         semantics.assign_optimal_throughput(kernel)
-    carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies()
+    carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies() if loop.repeats else {}
     unknown = [form.line for form in kernel if INSTR_FLAGS.TP_UNKWN in form.flags]
     latency = max((chain["latency"] for chain in carried.values()), default=0.0)
     return float(max(semantics.get_throughput_sum(kernel))), float(latency), unknown

@@ -10,12 +10,11 @@ is in no cache is waited for; what it fetches again streams in while it computes
 boards, 84 convolutions each, that describes what was measured best, see benchmarks/simulated.py: also on the in-order core,
 whose prefetcher runs ahead). Constants are in no cache if the network's do not fit there.
 
-Two figures are no physics but the profile's: the start of a kernel, and the bandwidths.
+The start of a kernel and both bandwidths are the profile's figures.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -139,14 +138,15 @@ def block_cycles(program: Program, runs: Mapping[str, int], profile: TargetProfi
     """Cycles of one run of each block that runs at all."""
     executed = {label: n * len(program.blocks[label].lines) for label, n in runs.items()}
     least = _MATTERS * sum(executed.values())
+    width = (profile.incore.instructions_per_cycle if profile.incore else None) or _ISSUE_WIDTH
     each, unknown = {}, []
     for label in runs:
         block = program.blocks[label]
         if executed[label] < least:
-            each[label] = len(block.lines) / (profile.incore.instructions_per_cycle or _ISSUE_WIDTH if profile.incore else _ISSUE_WIDTH)
-            continue
-        each[label], missing = _by_tool(block, profile)
-        unknown += missing
+            each[label] = len(block.lines) / width
+        else:
+            each[label], missing = _by_tool(block, profile)
+            unknown += missing
     return each, tuple(dict.fromkeys(unknown))
 
 
@@ -155,11 +155,9 @@ def _by_tool(block: Block, profile: TargetProfile) -> tuple[float, tuple[str, ..
     lines = tuple(re.sub(r"\.LBB\w+", ".L", line) for line in block.lines)
     key = (profile.digest(), lines, block.loops)
     if key not in _ASKED:
-        loop = incore.Loop(lines, profile.architecture)
+        loop = incore.Loop(lines, profile.architecture, repeats=block.loops)
         found = incore.predict_loop(loop, profile)
-        # what runs once in a while depends on its last run little
-        cycles = found.cycles if block.loops else found.throughput_cycles
-        _ASKED[key] = max(cycles, _load_bound(loop, profile)), found.unknown
+        _ASKED[key] = max(found.cycles, _load_bound(loop, profile)), found.unknown
     return _ASKED[key]
 
 
