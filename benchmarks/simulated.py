@@ -5,8 +5,9 @@
 The file has rows of board, kernel, sizes and latency_us: AutoTVM's best kernels of an older TVM. They are not hwprune's
 kernels: NCHW in blocks, with copies of the whole input and of the whole result into another layout, tiles that divide the
 image, and on the Cortex-A53 32-bit code with 16 vector registers. What is simulated is hwprune's direct convolution held to
-the same: tiles that divide the image, and as many registers. Fitted are one factor for the board and one figure of its
-memory, the bandwidth at which both copies move; on one half of the rows, and the other half is reported, both ways round.
+the same: tiles that divide the image, and as many registers. Fitted are one factor for the board and two figures of its
+memory, the bandwidth at which both copies move and that of one core's L2; on one half of the rows, and the other half is
+reported, both ways round.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -43,7 +44,7 @@ BOARDS = {"rk3399": ("rk3399", 32), "bcm2837": ("rpi3", 16)}
 #: Schedules that are looked at, and those that are compiled.
 LOOKED_AT, COMPILED = 16, 3
 HEADER = (
-    "board", "fitted on", "reported on", "rows", "copies GB/s", "factor", "Spearman: FLOPs", "as it is", "fitted",
+    "board", "fitted on", "reported on", "rows", "copies GB/s", "L2 GB/s", "factor", "Spearman: FLOPs", "as it is", "fitted",
     "ratio error of nine in ten: FLOPs", "as it is", "fitted", "provenance",
 )  # fmt: skip
 RESIDUALS = ("board", "convolution", "timed us", "predicted us", "ratio", "computing us", "copies us", "schedule")
@@ -74,10 +75,19 @@ class Row:
     schedule: str
     simulation: Simulation
 
-    def predicted_us(self, profile: TargetProfile, copies_gb_per_s: float) -> float:
+    def predicted_us(self, profile: TargetProfile, memory: "Fitted") -> float:
         """Microseconds before the board's factor. Orders of loops that fetch again are ours, not theirs: left out."""
-        computing = max(self.simulation.cycles / profile.core.frequency_mhz, self.simulation.near_bytes / (profile.memory.l2_gb_per_s * 1e3))
-        return computing + self.copied_bytes / (copies_gb_per_s * 1e3)
+        near = self.simulation.near_bytes / (memory.l2_gb_per_s * 1e3)
+        return max(self.simulation.cycles / profile.core.frequency_mhz, near) + self.copied_bytes / (memory.copies_gb_per_s * 1e3)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted to a board: bandwidths of the copies and of one core's L2, and a factor on every prediction."""
+
+    copies_gb_per_s: float
+    l2_gb_per_s: float
+    factor: float = 1.0
 
 
 def profile_of(board: str) -> TargetProfile:
@@ -135,20 +145,20 @@ def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return ordered[::2], ordered[1::2]
 
 
-def fit(rows: Sequence[Row], profile: TargetProfile) -> tuple[float, float]:
-    """Bandwidth of the copies in GB/s and the board's factor: least mean absolute logarithm of the ratio."""
+def fit(rows: Sequence[Row], profile: TargetProfile) -> Fitted:
+    """Least mean absolute logarithm of timed over predicted, from the profile's own bandwidths on."""
 
-    def ratios(log_bandwidth: float) -> np.ndarray:
-        return np.array([math.log(r.timed_us / r.predicted_us(profile, math.exp(log_bandwidth))) for r in rows])
+    def ratios(logs: np.ndarray) -> np.ndarray:
+        memory = Fitted(*np.exp(logs))
+        return np.array([math.log(r.timed_us / r.predicted_us(profile, memory)) for r in rows])
 
-    def loss(log_bandwidth: float) -> float:
-        found = ratios(log_bandwidth)
+    def loss(logs: np.ndarray) -> float:
+        found = ratios(logs)
         return float(np.mean(np.abs(found - np.median(found))))
 
-    grid = np.linspace(math.log(0.5), math.log(50), 40)
-    start = min(grid, key=loss)
-    chosen = float(minimize_scalar(loss, bounds=(start - 0.2, start + 0.2), method="bounded").x)
-    return math.exp(chosen), math.exp(float(np.median(ratios(chosen))))
+    start = np.log([profile.memory.dram_gb_per_s, profile.memory.l2_gb_per_s])
+    chosen = minimize(loss, start, method="Nelder-Mead", bounds=[(np.log(0.2), np.log(100))] * 2).x
+    return Fitted(*(float(x) for x in np.exp(chosen)), math.exp(float(np.median(ratios(chosen)))))
 
 
 def quality(timed: Sequence[float], predicted: Sequence[float]) -> tuple[float, float]:
@@ -157,13 +167,13 @@ def quality(timed: Sequence[float], predicted: Sequence[float]) -> tuple[float, 
     return float(spearmanr(timed, predicted)[0]), float(np.expm1(np.quantile(np.abs(off - np.median(off)), 0.9)))
 
 
-def compare(board: str, fitted: str, reported: str, rows: Sequence[Row], predicted: Sequence[float], at: tuple[float, float] | None) -> list[object]:
+def compare(board: str, fitted: str, reported: str, rows: Sequence[Row], predicted: Sequence[float], at: Fitted | None) -> list[object]:
     """One row of the table of comparisons."""
     profile, timed = profile_of(board), [r.timed_us for r in rows]
     by = (
         quality(timed, [r.macs for r in rows]), quality(timed, [r.simulation.latency_us(profile) for r in rows]), quality(timed, predicted),
     )  # fmt: skip
-    figures = [f"{value:.2f}" for value in at] if at else ["", ""]
+    figures = [f"{x:.2f}" for x in (at.copies_gb_per_s, at.l2_gb_per_s, at.factor)] if at else [""] * 3
     return [board, fitted, reported, len(rows), *figures, *(f"{s:.4f}" for s, _ in by), *(f"{e:.3f}" for _, e in by), "simulated"]
 
 
@@ -173,11 +183,11 @@ def results(board: str, rows: Sequence[Row]) -> tuple[list[list[object]], list[l
     first, second = halves(rows)
     comparisons, every, guessed = [], [], []
     for fitted, own, reported, others in (("first half", first, "second half", second), ("second half", second, "first half", first)):
-        bandwidth, factor = fit(own, profile)
-        predicted = [factor * r.predicted_us(profile, bandwidth) for r in others]
-        comparisons.append(compare(board, fitted, reported, others, predicted, (bandwidth, factor)))
+        found = fit(own, profile)
+        predicted = [found.factor * r.predicted_us(profile, found) for r in others]
+        comparisons.append(compare(board, fitted, reported, others, predicted, found))
         every += others
-        guessed += [(r, p, bandwidth) for r, p in zip(others, predicted)]
+        guessed += [(r, p, found.copies_gb_per_s) for r, p in zip(others, predicted)]
     comparisons.append(compare(board, "the other half", "every row", every, [p for _, p, _ in guessed], None))
     guessed.sort(key=lambda item: -abs(math.log(item[0].timed_us / item[1])))
     worst = [
@@ -210,7 +220,7 @@ def main() -> None:
             "Timed by others (tlc-pack/tophub, arm_cpu_v0.08) with an older TVM's kernels: for ranks and ratios, not hwprune's measurements.",
             "Ratio error: timed over predicted, over the median of that; nine rows in ten are off by less, either way.",
             "As it is: what hwprune predicts for its own kernel, with the profile's figures and nothing fitted. Fitted: computing and L1 "
-            "to L2 as simulated, input and result copied once each at the fitted bandwidth, times the board's factor.",
+            "to L2 as simulated, input and result copied once each at the fitted bandwidth, the L2 at its fitted one, times the board's factor.",
             "The Cortex-A53 ran 32-bit code; simulated is 64-bit code with 16 vector registers, as LLVM has no model of it in 32 bits.",
             "Halves: rows sorted by the SHA-256 of their shape, every other one.",
         ],
