@@ -91,18 +91,21 @@ def best(
 ) -> tuple[Config, Simulation]:
     """The fastest of ``offered`` by simulation, and what makes its latency.
 
-    built : at most so many are compiled: the first, and those that would be the fastest with its arithmetic and the bytes
-        that they move.
+    built : so many are compiled: the first of each rule, and those that would be the fastest with the arithmetic of their
+        rule's first one and the bytes that they move themselves.
     """
-    first, *others = offered
-    found = [(first, simulate(workload, profile, first, cold_constants=cold_constants))]
+    firsts = list({config.rule: config for config in reversed(offered)}.values())
+    found = {config: simulate(workload, profile, config, cold_constants=cold_constants) for config in firsts}
+    cycles = {config.rule: simulation.cycles for config, simulation in found.items()}
 
     def with_its_arithmetic(config: Config) -> float:
-        return Simulation(found[0][1].cycles, *moved(workload, profile, config, cold_constants)).latency_us(profile)
+        return Simulation(cycles[config.rule], *moved(workload, profile, config, cold_constants)).latency_us(profile)
 
-    for config in sorted(others, key=with_its_arithmetic)[: built - 1]:
-        found.append((config, simulate(workload, profile, config, cold_constants=cold_constants)))
-    return min(found, key=lambda item: item[1].latency_us(profile))
+    if built > len(firsts):
+        others = sorted((c for c in offered if c not in found), key=with_its_arithmetic)
+        for config in others[: built - len(firsts)]:
+            found[config] = simulate(workload, profile, config, cold_constants=cold_constants)
+    return min(found.items(), key=lambda item: item[1].latency_us(profile))
 
 
 def far_bytes(loops: Loops, profile: TargetProfile, cold: Sequence[int]) -> tuple[int, int]:

@@ -24,8 +24,9 @@ from hwprune.workload import Workload
 
 #: Bumped when the model answers otherwise for the same kernel and profile.
 MODEL_VERSION = 1
-#: effort -> (schedules looked at, those that are compiled). Compiling one and asking the tool takes half a second.
-EFFORTS = {"quick": (8, 1), "tune": (16, 3)}
+#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a twentieth of a second, compiling one and asking
+#: the tool about it half a second.
+EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
 #: Nine of ten kernels of others, on two boards, were within 25 % of it once one factor was taken out that stands for the
 #: board (benchmarks/simulated.py); that factor was 1.3 and 1.4, and nobody knows it of another board.
 INTERVAL_FACTOR = 1.6
