@@ -24,8 +24,8 @@ from hwprune.workload import Workload
 
 #: Bumped when the model answers otherwise for the same kernel and profile.
 MODEL_VERSION = 1
-#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a twentieth of a second, compiling one and asking
-#: the tool about it half a second.
+#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a twentieth of a second,
+#: compiling one and asking the tool about it half a second.
 EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
 #: Nine of ten kernels of others, on two boards, were within 25 % of it once one factor was taken out that stands for the
 #: board (benchmarks/simulated.py); that factor was 1.3 and 1.4, and nobody knows it of another board.
@@ -48,7 +48,8 @@ class Simulator:
         spread = spread_bytes(weights_bytes, profile)
         self._cold = spread > 0
         self.context = context(profile, spread)
-        self._known = {m.workload.key: m for m in [*shipped(profile, self.context), *store.all_best(self.context)] if self._admits(m)}
+        known = [*shipped(profile, self.context), *store.all_best(self.context)]
+        self._known = {m.workload.key: m for m in known if self._admits(m)}
 
     def _admits(self, found: Measurement) -> bool:
         return not self.exact or is_exact(Config.from_text(found.config))
@@ -97,11 +98,11 @@ class Simulator:
         """Of the workloads with these keys, what is known, as ``COLUMNS`` has it, sorted."""
         found = [self._known[key] for key in sorted(keys) if key in self._known]
         own = (self.context.device, str(self.context.threads), self.context.software)
-        return [
-            (json.dumps(m.workload.to_json()), m.config, *own, *(f"{us:.2f}" for us in (m.latency.latency_us, m.latency.low_us, m.latency.high_us)),
-             "simulated", str(MODEL_VERSION))
-            for m in found
-        ]  # fmt: skip
+        rows = []
+        for m in found:
+            us = (f"{x:.2f}" for x in (m.latency.latency_us, m.latency.low_us, m.latency.high_us))
+            rows.append((json.dumps(m.workload.to_json()), m.config, *own, *us, "simulated", str(MODEL_VERSION)))
+        return rows
 
 
 def context(profile: TargetProfile, spread: int) -> Context:
