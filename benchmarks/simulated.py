@@ -42,7 +42,7 @@ from hwprune.workload import Workload
 #: board in the file -> shipped profile, and the vector registers of the code that was timed there
 BOARDS = {"rk3399": ("rk3399", 32), "bcm2837": ("rpi3", 16)}
 #: Schedules that are looked at, and those that are compiled.
-LOOKED_AT, COMPILED = 16, 3
+LOOKED_AT, COMPILED = 8, 2
 HEADER = (
     "board", "fitted on", "reported on", "rows", "copies GB/s", "L2 GB/s", "factor", "Spearman: FLOPs", "as it is", "fitted",
     "ratio error of nine in ten: FLOPs", "as it is", "fitted", "provenance",
