@@ -31,6 +31,7 @@ from benchmarks import report
 from hwprune.compile.lower import lower
 from hwprune.cost.incore import why_not
 from hwprune.cost.simulated import Simulation, best
+from hwprune.cost.simulator import INTERVAL_FACTOR
 from hwprune.fsio import write_text_atomic
 from hwprune.graph import trace
 from hwprune.kernels.arm import conv_lane
@@ -45,7 +46,7 @@ BOARDS = {"rk3399": ("rk3399", 32), "bcm2837": ("rpi3", 16)}
 LOOKED_AT, COMPILED = 8, 2
 HEADER = (
     "board", "fitted on", "reported on", "rows", "copies GB/s", "L2 GB/s", "factor", "Spearman: FLOPs", "as it is", "fitted",
-    "ratio error of nine in ten: FLOPs", "as it is", "fitted", "provenance",
+    "ratio error of nine in ten: FLOPs", "as it is", "fitted", "as it is, within its interval", "provenance",
 )  # fmt: skip
 RESIDUALS = ("board", "convolution", "timed us", "predicted us", "ratio", "computing us", "copies us", "schedule")
 
@@ -170,11 +171,12 @@ def quality(timed: Sequence[float], predicted: Sequence[float]) -> tuple[float, 
 def compare(board: str, fitted: str, reported: str, rows: Sequence[Row], predicted: Sequence[float], at: Fitted | None) -> list[object]:
     """One row of the table of comparisons."""
     profile, timed = profile_of(board), [r.timed_us for r in rows]
-    by = (
-        quality(timed, [r.macs for r in rows]), quality(timed, [r.simulation.latency_us(profile) for r in rows]), quality(timed, predicted),
-    )  # fmt: skip
+    as_it_is = [r.simulation.latency_us(profile) for r in rows]
+    by = [quality(timed, guess) for guess in ([r.macs for r in rows], as_it_is, predicted)]
+    within = np.mean([1 / INTERVAL_FACTOR <= t / guess <= INTERVAL_FACTOR for t, guess in zip(timed, as_it_is)])
     figures = [f"{x:.2f}" for x in (at.copies_gb_per_s, at.l2_gb_per_s, at.factor)] if at else [""] * 3
-    return [board, fitted, reported, len(rows), *figures, *(f"{s:.4f}" for s, _ in by), *(f"{e:.3f}" for _, e in by), "simulated"]
+    ranks, errors = ([f"{s:.4f}" for s, _ in by], [f"{e:.3f}" for _, e in by])
+    return [board, fitted, reported, len(rows), *figures, *ranks, *errors, f"{within:.2f}", "simulated"]
 
 
 def results(board: str, rows: Sequence[Row]) -> tuple[list[list[object]], list[list[object]]]:
