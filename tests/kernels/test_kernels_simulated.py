@@ -9,7 +9,7 @@ from benchmarks.incore import convolution, profile_of
 
 from hwprune.cost.assembly import Program
 from hwprune.cost.incore import missing_tool
-from hwprune.cost.simulated import Simulation, simulate
+from hwprune.cost.simulated import Simulation, best, simulate
 from hwprune.kernels import build, candidates, primfunc
 from hwprune.target import TargetProfile
 
@@ -62,3 +62,25 @@ def test_cold_constants_come_from_memory():
     workload = convolution(*SHAPE, profile)
     config = candidates(workload, profile, exact=True)[0]
     assert simulate(workload, profile, config, cold_constants=True).new_bytes == pytest.approx(workload.weight_bytes, abs=128)
+
+
+def latencies(profile: TargetProfile, widths) -> list[float]:
+    """Microseconds of the convolution at each number of outputs, under its best schedule by simulation."""
+    if missing_tool(profile):
+        pytest.skip(f"NOT CHECKED: {missing_tool(profile)}")
+    found = []
+    for width in widths:
+        workload = convolution(32, width, 3, 14, profile)
+        found.append(best(workload, profile, candidates(workload, profile, exact=True)[:6], 2)[1].latency_us(profile))
+    return found
+
+
+def test_wider_is_never_much_faster():
+    narrow, middle, wide = latencies(profile_of("A53"), (16, 32, 64))
+    assert narrow < middle < wide and wide < 5 * narrow
+
+
+def test_threads_share_the_work_in_whole_tasks():
+    four = profile_of("A53")
+    ((alone,), (together,)) = (latencies(four.model_copy(update={"threads": n}), (64,)) for n in (1, 4))
+    assert 2.5 < alone / together <= 4.0
