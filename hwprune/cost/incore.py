@@ -194,7 +194,7 @@ def _osaca(loop: Loop, profile: TargetProfile) -> tuple[float, float, Sequence[s
     semantics.add_semantics(kernel)
     for _ in range(2):  # as the tool's own command does: the second pass starts from the balance of the first
         semantics.assign_optimal_throughput(kernel)
-    ports = float(max(semantics.get_throughput_sum(kernel)))
+    ports = float(max(semantics.get_throughput_sum(kernel), default=0.0))
     # the graph takes a second where a loop is long, and there multiply-adds into one register make the only long chains
     asked = loop.repeats and loop.accumulations * profile.core.fma_latency_cycles > ports
     carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies() if asked else {}

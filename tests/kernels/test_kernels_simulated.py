@@ -45,11 +45,11 @@ def one(core: str, **core_figures) -> tuple[TargetProfile, Simulation]:
     return profile, simulate(workload, profile, candidates(workload, profile, exact=True)[0])
 
 
-@pytest.mark.parametrize("core", ["A53", "A72"])
-def test_a_kernel_takes_as_long_as_its_slowest_thread_computes(core):
+@pytest.mark.parametrize("core, most", [("A53", 2.0), ("A72", 1.6)])  # the A53 waits for loads of whole vectors
+def test_a_kernel_takes_as_long_as_its_slowest_thread_computes(core, most):
     profile, found = one(core)
     least = max(counted(profile)) / profile.core.fma_per_cycle
-    assert least <= found.cycles <= 1.6 * least
+    assert least <= found.cycles <= most * least
     # all of it fits into the last cache; a core fetches its input and its part of the rest
     assert (found.new_bytes, found.again_bytes) == (0, 0) and found.near_bytes > 19 * 19 * 37 * 4 / profile.threads
     assert found.latency_us(profile) >= found.cycles / profile.core.frequency_mhz
