@@ -23,7 +23,7 @@ from typing import Mapping, Sequence
 from hwprune.cost import incore
 from hwprune.cost.assembly import Block, Program, Region
 from hwprune.cost.traffic import Loops
-from hwprune.errors import NoLatency
+from hwprune.errors import Infeasible, NoLatency
 from hwprune.kernels import build, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
@@ -93,18 +93,30 @@ def best(
 
     built : so many are compiled: the first of each rule, and those that would be the fastest with the arithmetic of their
         rule's first one and the bytes that they move themselves.
+    NoLatency or Infeasible: none of those can be simulated.
     """
     firsts = list({config.rule: config for config in reversed(offered)}.values())
-    found = {config: simulate(workload, profile, config, cold_constants=cold_constants) for config in firsts}
-    cycles = {config.rule: simulation.cycles for config, simulation in found.items()}
+    found: dict[Config, Simulation] = {}
+    refused: list[NoLatency | Infeasible] = []
+
+    def attempt(config: Config) -> None:
+        try:
+            found[config] = simulate(workload, profile, config, cold_constants=cold_constants)
+        except (NoLatency, Infeasible) as err:
+            refused.append(err)
 
     def with_its_arithmetic(config: Config) -> float:
         return Simulation(cycles[config.rule], *moved(workload, profile, config, cold_constants)).latency_us(profile)
 
+    for config in firsts:
+        attempt(config)
+    cycles = {config.rule: simulation.cycles for config, simulation in found.items()}
     if built > len(firsts):
-        others = sorted((c for c in offered if c not in found), key=with_its_arithmetic)
+        others = sorted((c for c in offered if c not in firsts and c.rule in cycles), key=with_its_arithmetic)
         for config in others[: built - len(firsts)]:
-            found[config] = simulate(workload, profile, config, cold_constants=cold_constants)
+            attempt(config)
+    if not found:
+        raise refused[0]
     return min(found.items(), key=lambda item: item[1].latency_us(profile))
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from hwprune.compile.lower import lower
-from hwprune.cost import incore, simulator
+from hwprune.cost import incore, simulated, simulator
 from hwprune.cost.assembly import Program
 from hwprune.cost.simulated import Simulation, simulate, slowest
 from hwprune.costing import Costing, load_target
 from hwprune.errors import NoLatency
 from hwprune.graph import trace
 from hwprune.kernels import candidates
+from hwprune.kernels.schedule import Config
 from hwprune.measure.estimate import Latency
 from hwprune.measure.store import Store
 from hwprune.target import TargetProfile, load_file, shipped_folder
@@ -194,3 +195,26 @@ def test_shipped_rows_count_for_the_same_kernels_only(tmp_path, monkeypatch):
 
 def test_arm_is_answered_by_what_ships_for_rpi4():
     assert simulator.context(load_target("arm"), 0) == simulator.context(load_target("rpi4"), 0)
+
+
+# --- which schedule ---------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_of_those_that_can_be_simulated(monkeypatch):
+    a, b, c, d, e = offered = [Config.make("one", n=0), Config.make("two", n=0), *(Config.make("one", n=n) for n in (1, 2, 3))]
+    computing, far = {a: 9e5, c: 8e5, d: 2e5, e: 7e5}, {a: 5, c: 3, d: 9, e: 1}
+    built = []
+
+    def pretended(workload, profile, config, *, cold_constants):
+        built.append(config)
+        if config == b:
+            raise NoLatency("a branch of the kernel depends on data")
+        return Simulation(computing[config], 0, far[config] * 10**6, 0)
+
+    monkeypatch.setattr(simulated, "simulate", pretended)
+    monkeypatch.setattr(simulated, "moved", lambda workload, profile, config, cold: (0, far[config] * 10**6, 0))
+    config, found = simulated.best(None, BOARD, offered, built=4)
+    # the first of each rule; of the others those that move least, so that d is never compiled
+    assert set(built) == {a, b, c, e} and (config, found.cycles) == (e, 7e5)
+    with pytest.raises(NoLatency, match="depends on data"):
+        simulated.best(None, BOARD, [b])
