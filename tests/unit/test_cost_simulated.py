@@ -20,6 +20,7 @@ from hwprune.kernels.schedule import Config
 from hwprune.measure.estimate import Latency
 from hwprune.measure.store import Store
 from hwprune.target import TargetProfile, load_file, shipped_folder
+from hwprune.workload import Workload
 
 BOARD = load_file(shipped_folder() / "rpi4.toml")  # 1500 cycles, 12000 bytes of L2 and 5500 of memory a microsecond; 3 us a kernel
 
@@ -218,3 +219,16 @@ def test_the_fastest_of_those_that_can_be_simulated(monkeypatch):
     assert set(built) == {a, b, c, e} and (config, found.cycles) == (e, 7e5)
     with pytest.raises(NoLatency, match="depends on data"):
         simulated.best(None, BOARD, [b])
+
+
+@pytest.mark.parametrize("path", sorted(simulator.shipped_folder().glob("*/*.tsv")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_files_are_sorted_text_that_says_what_it_is(path):
+    assert path.stat().st_size < 1_000_000
+    lines = path.read_text().splitlines()
+    comments, rows = [x for x in lines if x.startswith("#")], [x.split("\t") for x in lines if not x.startswith("#")]
+    assert "nothing here was measured" in comments[0] and f"python -m benchmarks.cost_models {path.parent.name}" in comments[1]
+    assert tuple(rows[0]) == simulator.COLUMNS and len(rows) > 10
+    keys = [Workload.from_json(row[0]).key for row in rows[1:]]
+    assert keys == sorted(set(keys))
+    assert {row[8] for row in rows[1:]} == {"simulated"}
+    assert all(float(row[6]) < float(row[5]) < float(row[7]) for row in rows[1:])
