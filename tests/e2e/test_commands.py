@@ -187,6 +187,8 @@ def test_a_search_without_data_says_that_accuracy_is_unknown(folder: Path) -> No
         "net.py:build",
         "--input-shape",
         "1x3x16x16",
+        "--latency",
+        "0.8x",
         "--out",
         "nodata",
         cwd=folder,
