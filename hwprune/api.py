@@ -117,7 +117,7 @@ def search(
     with clock.step("importance", f"importance ({criterion.name})"):
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
     with clock.step("search"), Costing(profile, store, progress, weights_bytes=network.weight_bytes(), exact=exact) as cost:
-        learner = cost if cost.measurable else None
+        learner = cost if cost.learns else None
         view = NetworkView(network, graph, lambda smaller: lower(smaller, profile))
 
         def lowered(widths: Mapping[str, int]) -> Network:

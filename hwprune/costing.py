@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from hwprune import target as targets
+from hwprune.cost import incore
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.cost.base import CostModel
 from hwprune.cost.sampling import Surface, choose
 from hwprune.cost.table import TableModel
 from hwprune.errors import UsageError
+from hwprune.measure.store import Store
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 if TYPE_CHECKING:
     from hwprune.compile.lower import Network
+    from hwprune.cost.simulator import Simulator
     from hwprune.kernels.schedule import Config
-    from hwprune.measure.store import Measurement, Store
+    from hwprune.measure.store import Measurement
 
 
 #: A network that takes this much longer than it did before was disturbed; it is timed this often at most, with pauses.
@@ -33,9 +36,11 @@ class Costing:
     """A cost model for ``profile``, how it learns, and the schedules that go with what it knows.
 
     Measurements answer where this machine can run the target's code, and where the store has some that a device of the
-    target made; the analytic model answers elsewhere. Close it (or use ``with``) to end the measuring process.
+    target made; elsewhere simulations, where the tool that the profile names is here, and the analytic model for the rest.
+    Close it (or use ``with``) to end the measuring process.
 
-    prior : the analytic model. model : the best one there is. measurable : whether ``measure`` can make it know more.
+    prior : the analytic model. model : the best one there is. measurable : whether this machine runs the target's code.
+    simulator : what simulates for the target; None where it is measured or nobody can. learns : whether ``measure`` can make the model know more.
     """
 
     def __init__(self, profile: TargetProfile, store: str | Path | None = None, progress: Progress = SILENT, *,
@@ -51,15 +56,25 @@ class Costing:
         self.model: CostModel = self.prior
         self.store: "Store | None" = None
         self._imported: "Mapping[str, Measurement]" = {}
+        self.simulator: "Simulator | None" = None
         if self.measurable:
             from hwprune.measure.measurer import Measurer
-            from hwprune.measure.store import Store
 
             self.store = Store(store, progress)
             self.measurer = Measurer(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
             self.model = TableModel(self.measurer.measured, self.prior, self.measurer.near_bytes)
         else:
             self._use_imported(store, weights_bytes, progress)
+        if not (self.measurable or self._imported) and incore.why_not(profile) is None:
+            from hwprune.cost.simulator import Simulator
+
+            self.store = self.store or Store(store, progress)
+            self.simulator = Simulator(profile, self.store, progress, weights_bytes=weights_bytes, exact=exact)
+            self.model = TableModel(self.simulator.simulated, self.prior, known="simulated")
+
+    @property
+    def learns(self) -> bool:
+        return self.measurable or self.simulator is not None
 
     def _use_imported(self, path: str | Path | None, weights_bytes: int, progress: Progress) -> None:
         """Answer with what the latest device of this target measured, if the store has any for networks of this size."""
@@ -68,7 +83,7 @@ class Costing:
         from hwprune.measure.device import software
         from hwprune.measure.elsewhere import latest_of
         from hwprune.measure.measurer import spread_bytes
-        from hwprune.measure.store import Store, default_path
+        from hwprune.measure.store import default_path
 
         path = Path(path) if path is not None else default_path()
         if not path.exists():
@@ -89,10 +104,14 @@ class Costing:
         self.model = TableModel(self._imported.values, self.prior)
 
     def measure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
-        """Measure what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it.
+        """Measure, or simulate, what is not known with this ``effort`` (``quick`` or ``tune``), and let the model learn it.
 
         What is far from what the other measurements let expect is measured once more: something may have disturbed it.
         """
+        if self.simulator is not None:
+            self.simulator.ensure(workloads, effort)
+            self.model.refresh()
+            return
         known = {w.key for w in workloads if self.model.is_measured(w)}
         self.measurer.ensure(workloads, effort)
         self.model.refresh()
@@ -111,8 +130,11 @@ class Costing:
 
         The first network that is given, the dense one, and the last one count, and both are timed in turn in one run:
         a budget is a share of one of them, and a disturbance that hits only one would move it. What was timed is kept
-        in the store under the networks' kernels and schedules, so that a search that is repeated finds it.
+        in the store under the networks' kernels and schedules, so that a search that is repeated finds it. Simulations know
+        no more of a network than of its kernels.
         """
+        if self.simulator is not None:
+            return
         self._calibrated = [*self._calibrated[:1], network]
         networks = self._calibrated
         names = [self._name(n) for n in networks]
@@ -152,6 +174,8 @@ class Costing:
         """The schedule whose latency the model answers with; where nothing was measured, the rule's best guess."""
         if self.measurable:
             return self.measurer.schedule(workload)
+        if self.simulator is not None:
+            return self.simulator.schedule(workload)
         from hwprune.kernels import candidates
         from hwprune.kernels.schedule import Config
 

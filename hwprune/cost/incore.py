@@ -6,10 +6,12 @@ which name it knows the core, is the profile's ``[incore]`` table. Data is taken
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Callable, Sequence
@@ -32,10 +34,14 @@ _MCA_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop that holds no other. ``body``: its lines, from the label to the jump back."""
+    """A loop that holds no other. ``body``: its lines, from the label to the jump back.
+
+    repeats : False for lines that run once in a while, between which nothing is carried.
+    """
 
     body: tuple[str, ...]
     architecture: str
+    repeats: bool = True
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -46,6 +52,12 @@ class Loop:
     def multiply_adds(self) -> int:
         """Vector multiply-adds of one iteration."""
         return sum(bool(_MULTIPLY_ADD[self.architecture].match(line)) for line in self.body)
+
+    @property
+    def accumulations(self) -> int:
+        """The most multiply-adds into one register in one iteration, at least 1."""
+        into = Counter(line.split(",")[0] for line in self.body if _MULTIPLY_ADD[self.architecture].match(line))
+        return max(into.values(), default=1)
 
     @property
     def spills(self) -> tuple[str, ...]:
@@ -59,7 +71,8 @@ class Prediction:
 
     throughput_cycles : by ports, by what the front end takes in, and by the multiply-adds that the profile says the core
         starts. llvm-mca simulates an in-order core whole: its cycles stand here.
-    latency_cycles : by the longest chain of dependent instructions from one iteration to the next; zero from llvm-mca.
+    latency_cycles : by the longest chain of dependent instructions from one iteration to the next; zero from llvm-mca, and
+        where multiply-adds cannot make one that is longer than the throughput's.
     fma_fraction : multiply-adds started per cycle over the most that the core starts.
     unknown : instructions that the tool has no figures for, and counted as free.
     """
@@ -134,6 +147,13 @@ def missing_tool(profile: TargetProfile) -> str | None:
     return None
 
 
+def why_not(profile: TargetProfile) -> str | None:
+    """One sentence if kernels of ``profile`` cannot be simulated here, else None."""
+    if profile.architecture != "aarch64" or profile.incore is None:
+        return f"target {profile.name!r} has no in-core model of an AArch64 core"
+    return missing_tool(profile)
+
+
 # --- llvm-mca ---------------------------------------------------------------------------------------------------
 
 
@@ -166,15 +186,29 @@ def _osaca(loop: Loop, profile: TargetProfile) -> tuple[float, float, Sequence[s
 
     parser, model = get_asm_parser(profile.incore.model), _machine_model(profile.incore.model)
     semantics = ArchSemantics(parser, model)
-    kernel = parser.parse_file("\n".join(_KNOWN_AS.sub(r"\1d", line) for line in loop.body) + "\n")
+    kernel = [_parsed(profile.incore.model, _KNOWN_AS.sub(r"\1d", line)) for line in loop.body]
+    kernel = [copy.deepcopy(form) for form in kernel]
+    for number, form in enumerate(kernel):
+        form.line_number = number + 1
     semantics.normalize_instruction_forms(kernel)
     semantics.add_semantics(kernel)
     for _ in range(2):  # as the tool's own command does: the second pass starts from the balance of the first
         semantics.assign_optimal_throughput(kernel)
-    carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies()
+    ports = float(max(semantics.get_throughput_sum(kernel), default=0.0))
+    # the graph takes a second where a loop is long, and there multiply-adds into one register make the only long chains
+    asked = loop.repeats and loop.accumulations * profile.core.fma_latency_cycles > ports
+    carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies() if asked else {}
     unknown = [form.line for form in kernel if INSTR_FLAGS.TP_UNKWN in form.flags]
     latency = max((chain["latency"] for chain in carried.values()), default=0.0)
-    return float(max(semantics.get_throughput_sum(kernel))), float(latency), unknown
+    return ports, float(latency), unknown
+
+
+@lru_cache(maxsize=None)
+def _parsed(model: str, line: str):
+    """OSACA's form of an instruction. Parsing is what takes it longest, and kernels have most of their lines in common."""
+    from osaca.osaca import get_asm_parser
+
+    return get_asm_parser(model).parse_line(line)
 
 
 @lru_cache

@@ -186,12 +186,12 @@ def terms(call_grids: Sequence[CallGrid], cost: Callable[[Workload], float], con
 def latency_terms(call_grids: Sequence[CallGrid], model: CostModel, *, pessimistic: bool = False) -> Terms:
     """Latency of the network in microseconds, its overheads included.
 
-    pessimistic : take the upper end of the interval for whatever was not measured.
+    pessimistic : take the upper end of the interval for whatever was neither measured nor simulated.
     """
     distinct = list({w.key: w for grid in call_grids for w in grid.all()}.values())
     cost = {}
     for workload, estimate in zip(distinct, model.predict(distinct)):
-        guarded = pessimistic and estimate.provenance != "measured"
+        guarded = pessimistic and estimate.provenance == "analytic"
         cost[workload.key] = model.kernel_overhead_us + (estimate.high_us if guarded else estimate.latency_us)
     return terms(call_grids, lambda w: cost[w.key], model.network_overhead_us)
 

@@ -101,6 +101,12 @@ def test_osaca_predicts_a_loop_by_hand():
     assert (found.latency_cycles, found.cycles, found.unknown) == (7.0, 7.0, ())
 
 
+def test_osaca_gives_lines_without_ports_no_time():
+    pytest.importorskip("osaca", reason="the Python package `osaca` is not here: the test extra brings it")
+    found = incore.predict_loop(incore.Loop(("adrp x8, :got:__TVMBackendParallelLaunch",), "aarch64", repeats=False), shipped("rpi4"))
+    assert found.throughput_cycles == pytest.approx(1 / 3)  # what the front end takes
+
+
 def test_unknown_tools_are_refused(tmp_path):
     (tmp_path / "mine.toml").write_text('extends = "rpi4"\nname = "mine"\n[incore]\ntool = "guess"\n')
     with pytest.raises(TargetError, match="incore.tool.*guess"):

@@ -28,7 +28,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_the_shipped_targets() -> None:
     cuda = ["a100", "cuda", "h100", "h200", "jetson-orin", "rtx3090", "rtx4090"]
-    assert SHIPPED == sorted(["arm", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512", *cuda])
+    assert SHIPPED == sorted(["android-arm64", "arm", "graviton", "rk3399", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512", *cuda])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -43,6 +43,8 @@ def test_shipped_profiles_are_valid_and_name_a_source_for_every_figure(name: str
     [
         ("rpi3", 38.4),  # 2 x 4 lanes x 1 FMA a cycle x 1.2 GHz x 4 cores
         ("rpi4", 48.0),  # 2 x 4 x 1 x 1.5 x 4
+        ("rk3399", 28.8),  # 2 x 4 x 1 x 1.8 x 2
+        ("graviton", 160.0),  # 2 x 4 x 2 x 2.5 x 4
         ("rpi5", 153.6),  # 2 x 4 x 2 x 2.4 x 4
         ("x86", 192.0),  # 2 x 8 x 2 x 3.0 x 2
         ("x86-avx512", 160.0 * 2),  # 2 x 16 x 2 x 2.5 x 2

@@ -1,0 +1,133 @@
+"""What is simulated, kept, and with which schedules: the measurer's part for a target that cannot run here.
+
+Results are kept in the measurement store beside measurements, under a device that no measurement has, or come with hwprune
+(``cost_models/TARGET/*.tsv``). Either counts only for the same profile, kernels and model.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from hwprune.errors import CompileError, Infeasible, NoLatency
+from hwprune.kernels import candidates, is_exact
+from hwprune.kernels.schedule import Config
+from hwprune.measure.device import software
+from hwprune.measure.estimate import Latency
+from hwprune.measure.measurer import spread_bytes
+from hwprune.measure.store import Context, Measurement, Store
+from hwprune.progress import SILENT, Progress
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+#: Bumped when the model answers otherwise for the same kernel and profile.
+MODEL_VERSION = 1
+#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a twentieth of a second,
+#: compiling one and asking the tool about it half a second.
+EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
+#: Of 84 kernels of others on each of two boards, 98 in a hundred were within it, with the profile's figures as they are
+#: (benchmarks/simulated.py). Most of that is a factor that stands for the board, 1.2 on one and 1.4 on the other.
+INTERVAL_FACTOR = 1.8
+#: Columns of ``cost_models/TARGET/*.tsv``.
+COLUMNS = (
+    "workload", "config", "device", "threads", "software", "latency_us", "low_us", "high_us", "provenance", "model",
+)  # fmt: skip
+
+
+class Simulator:
+    """Simulates kernels of ``profile`` and keeps the results in ``store``.
+
+    weights_bytes, exact : see ``Measurer``.
+    """
+
+    def __init__(self, profile: TargetProfile, store: Store, progress: Progress = SILENT, *,
+                 weights_bytes: int = 0, exact: bool = False):  # fmt: skip
+        self.profile, self.store, self.progress, self.exact = profile, store, progress, exact
+        spread = spread_bytes(weights_bytes, profile)
+        self._cold = spread > 0
+        self.context = context(profile, spread)
+        known = [*shipped(profile, self.context), *store.all_best(self.context, provenance="simulated")]
+        self._known = {m.workload.key: m for m in known if self._admits(m)}
+
+    def _admits(self, found: Measurement) -> bool:
+        return not self.exact or is_exact(Config.from_text(found.config))
+
+    def simulated(self) -> list[Measurement]:
+        """The fastest schedule of everything that was simulated."""
+        return list(self._known.values())
+
+    def schedule(self, workload: Workload) -> Config:
+        """The fastest schedule by simulation, or the rule's best guess where nothing was simulated."""
+        found = self._known.get(workload.key)
+        return Config.from_text(found.config) if found else candidates(workload, self.profile, self.exact)[0]
+
+    def ensure(self, workloads: Sequence[Workload], effort: str = "quick") -> None:
+        """Simulate what is not known, or known with less effort. What cannot be simulated is left to the analytic model."""
+        looked_at, built = EFFORTS[effort]
+        missing = list({w.key: w for w in workloads if self._effort(w) < looked_at}.values())
+        if not missing:
+            return
+        with self.progress.task("simulating kernels", total=len(missing)) as task:
+            for workload in missing:
+                self._simulate(workload, looked_at, built)
+                task.advance()
+
+    def _effort(self, workload: Workload) -> int:
+        found = self._known.get(workload.key)
+        return found.effort if found else 0
+
+    def _simulate(self, workload: Workload, looked_at: int, built: int) -> None:
+        from hwprune.cost.simulated import best  # imports TVM
+
+        if self.store.failures(workload, self.context):
+            return
+        offered = candidates(workload, self.profile, self.exact)[:looked_at]
+        try:
+            config, found = best(workload, self.profile, offered, built, cold_constants=self._cold)
+        except (NoLatency, Infeasible, CompileError) as err:
+            self.store.record_failure(workload, offered[0].to_text(), self.context, str(err), looked_at)
+            return
+        us = found.latency_us(self.profile)
+        latency = Latency(us, us / INTERVAL_FACTOR, us * INTERVAL_FACTOR, 0, False)
+        self.store.record(workload, config.to_text(), self.context, latency, looked_at, provenance="simulated", model="simulated")
+        self._known[workload.key] = Measurement(workload, config.to_text(), latency, looked_at)
+
+    def rows(self, keys: Iterable[str]) -> list[tuple[str, ...]]:
+        """Of the workloads with these keys, what is known, as ``COLUMNS`` has it, sorted."""
+        found = [self._known[key] for key in sorted(keys) if key in self._known]
+        own = (self.context.device, str(self.context.threads), self.context.software)
+        rows = []
+        for m in found:
+            us = (f"{x:.2f}" for x in (m.latency.latency_us, m.latency.low_us, m.latency.high_us))
+            rows.append((json.dumps(m.workload.to_json()), m.config, *own, *us, "simulated", str(MODEL_VERSION)))
+        return rows
+
+
+def context(profile: TargetProfile, spread: int) -> Context:
+    """Under what simulations of ``profile`` are kept: everything that an answer depends on."""
+    device = f"simulated {profile.digest()} by {profile.incore.tool} {profile.incore.model}"
+    return Context(device, profile.threads, f"{software(profile, spread)}; simulation {MODEL_VERSION}")
+
+
+def shipped(profile: TargetProfile, wanted: Context) -> Iterable[Measurement]:
+    """What hwprune brings along that was simulated under ``wanted``."""
+    folder = shipped_folder() / (profile.alias_of or profile.name)
+    for path in sorted(folder.glob("*.tsv")) if folder.is_dir() else ():
+        yield from _rows(path, wanted)
+
+
+def shipped_folder() -> Path:
+    return Path(str(resources.files("hwprune").joinpath("cost_models")))
+
+
+def _rows(path: Path, wanted: Context) -> Iterable[Measurement]:
+    lines = (line for line in path.read_text().splitlines() if not line.startswith("#"))
+    header = next(lines, "").split("\t")
+    for line in lines:
+        row = dict(zip(header, line.split("\t")))
+        if (row["device"], row["threads"], row["software"]) == (wanted.device, str(wanted.threads), wanted.software):
+            latency = Latency(float(row["latency_us"]), float(row["low_us"]), float(row["high_us"]), 0, False)
+            # as good as the best effort: whoever made the file took it
+            yield Measurement(Workload.from_json(row["workload"]), row["config"], latency, EFFORTS["tune"][0])
