@@ -57,7 +57,7 @@ class TableModel:
         self, load: Callable[[], Iterable[Measured]], analytic: AnalyticModel | None,
         near_bytes: Callable[[Sequence[Workload]], float] = lambda workloads: 0.0, known: Provenance = "measured",
     ):  # fmt: skip
-        self._load, self._analytic, self._near_bytes, self._known = load, analytic, near_bytes, known
+        self._load, self._analytic, self._near_bytes, self._source = load, analytic, near_bytes, known
         self._name = "table" if known == "measured" else known
         self._fit = NetworkFit(intercept_us=analytic.network_overhead_us if analytic else 0.0)
         self._facts: dict[str, tuple[Traits, float]] = {}
@@ -92,7 +92,7 @@ class TableModel:
         """Read the measurements anew; the surrogate is fitted to them when it is asked."""
         self._found = list(self._load())
         self._measured = {
-            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, self._known, self._name)
+            m.workload.key: self._in_network(m.latency.latency_us, m.latency.low_us, m.latency.high_us, self._source, self._name)
             for m in self._found
         }
         self._fallback: dict[str, Estimate] = {}

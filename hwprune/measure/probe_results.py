@@ -9,7 +9,7 @@ from typing import Any, Iterator, Sequence
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import DataError, TargetError
-from hwprune.target import Architecture, Link, TargetProfile, features_of, load, profiles, shipped_folder
+from hwprune.target import Architecture, Link, TargetProfile, features_of, load, profiles, shipped_folder, tomllib
 
 FORMAT = 1
 
@@ -161,10 +161,10 @@ def base_for(results: ProbeResults) -> TargetProfile:
 
 
 def _shipped() -> Iterator[TargetProfile]:
-    for name in sorted(profiles()):
-        path = shipped_folder() / f"{name}.toml"
-        if path.is_file():
-            yield load(str(path))
+    """Shipped profiles; those that stand for themselves come before those that extend another one."""
+    paths = [path for name in sorted(profiles()) if (path := shipped_folder() / f"{name}.toml").is_file()]
+    for path in sorted(paths, key=lambda path: "extends" in tomllib.loads(path.read_text())):
+        yield load(str(path))
 
 
 def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, link: Link | None = None) -> TargetProfile:

@@ -11,9 +11,10 @@ import datetime
 import json
 import os
 import sqlite3
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from hwprune.errors import StoreError
 from hwprune.measure.estimate import Latency

@@ -31,7 +31,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     if anchor.args[0] >= len(workload.inputs):  # operators before it would be computed once for each tap
         return None
-    (kh, kw, channels), source = workload.inputs[anchor.args[1]].shape, workload.inputs[anchor.args[0]].shape
+    channels, source = workload.inputs[anchor.args[1]].shape[2], workload.inputs[anchor.args[0]].shape
     if source[3] != channels or channels % profile.lanes or len(workload.output.shape) != 4:
         return None
     offered = []

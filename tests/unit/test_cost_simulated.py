@@ -176,7 +176,7 @@ def test_shipped_rows_count_for_the_same_kernels_only(tmp_path, monkeypatch):
     config = candidates(workload, BOARD)[0].to_text()
     with_store = Store(tmp_path / "store.sqlite")
     own = simulator.Simulator(BOARD, with_store)
-    with_store.record(workload, config, context, Latency(50.0, 40.0, 60.0, 0, False), 12)
+    with_store.record(workload, config, context, Latency(50.0, 40.0, 60.0, 0, False), 12, provenance="simulated")
     own = simulator.Simulator(BOARD, with_store)
     (row,) = own.rows([workload.key, "of no kernel"])
     with_store.close()

@@ -96,7 +96,7 @@ def test_latencies_are_made_by_the_estimator_and_stored_under_the_device(job, st
     assert told.device == DEVICE and (told.workloads, told.schedules, told.noisy, told.failures) == (2, 3, 2, 1)
     first, second = store.best_of(job.workloads, here)
     assert first.config == config(2) and first.effort == 4
-    assert first.latency.latency_us == pytest.approx(50.0 * 0.6)  # the reference took twice as long: corrected up to the bound
+    assert first.latency.latency_us == pytest.approx(50.0 * 0.8)  # the reference took twice as long: corrected up to the bound
     assert first.latency.noisy  # and flagged
     assert second.latency.latency_us == pytest.approx(30.0) and second.latency.noisy  # it was throttled
     assert store.failures(job.workloads[1], here) == {config(9): "does not divide"}
@@ -277,6 +277,6 @@ def test_other_thread_counts_networks_and_profiles_stay_analytic(job, store):
 
 
 def test_without_a_store_none_is_made(tmp_path):
-    with Costing(load(TARGET), tmp_path / "none.sqlite") as cost:
+    with Costing(load(TARGET).model_copy(update={"incore": None}), tmp_path / "none.sqlite") as cost:  # nor simulations
         assert cost.model is cost.prior
     assert not (tmp_path / "none.sqlite").exists()
