@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 FINETUNE ?= 10
 DEMO ?= runs/demo
 PYTEST = $(BIN)/python -m pytest
+TWO = OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-unit test-kernels test-device test-e2e lint native clean
@@ -30,7 +31,7 @@ demo: venv ## Prune the bundled network to half its latency on this machine, com
 	$(BIN)/hwprune search --target native --model bundled:digits_resnet --data digits --latency 0.5x \
 		--finetune $(FINETUNE) --compile --out $(DEMO) --force
 
-# One after the other: what times kernels wants the cores for itself.
+# One after the other: what times kernels wants the cores for itself. The rest takes a process a core.
 test: ## All tests
 	$(MAKE) test-unit
 	$(MAKE) test-kernels
@@ -38,13 +39,14 @@ test: ## All tests
 	$(MAKE) test-e2e
 
 test-unit: venv ## Tests that compile nothing, a process a core
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit
+	$(TWO) tests/unit
 
 test-kernels: venv ## Tests that build and run kernels on this machine
-	$(PYTEST) -rs tests/kernels
+	$(TWO) -rs -m "not timed" tests/kernels
+	$(PYTEST) -rs -m timed tests/kernels
 
 test-device: venv ## Tests that need a cross compiler and an emulator
-	$(PYTEST) -rs tests/device
+	$(TWO) -rs tests/device
 
 test-e2e: venv ## Tests that run whole commands
 	$(PYTEST) tests/e2e

@@ -18,6 +18,14 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write the golden texts anew instead of comparing")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share what is expensive to build run in one process (`--dist loadgroup`)."""
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        shared = [str(values[name]) for name in ("target", "lanes", "bank") if name in values]
+        item.add_marker(pytest.mark.xdist_group("-".join([item.path.stem, *shared])))
+
+
 @pytest.fixture
 def golden(request):
     """``golden(name, text)`` compares ``text`` with ``tests/golden/NAME.txt``."""

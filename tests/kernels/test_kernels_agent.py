@@ -18,6 +18,8 @@ from hwprune.measure.importing import read_results, store_results
 from hwprune.measure.job import Limits
 from hwprune.measure.store import Store
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture
 def device(agent, tmp_path):

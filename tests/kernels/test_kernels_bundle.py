@@ -16,6 +16,8 @@ from hwprune.measure.importing import read_results, store_results
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.store import Store
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module")
 def bundle(usable, tmp_path_factory):

@@ -27,6 +27,8 @@ from hwprune.measure.store import Store
 from hwprune.progress import SILENT
 from hwprune.search.tables import NetworkView
 
+pytestmark = pytest.mark.timed
+
 
 class Small(nn.Module):
     def __init__(self):

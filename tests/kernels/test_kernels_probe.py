@@ -13,6 +13,8 @@ from hwprune.cli import app
 from hwprune.measure import probe_program
 from hwprune.measure.probe import native_profile
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):

@@ -14,6 +14,8 @@ from hwprune.measure.importing import parse_results
 from hwprune.measure.rpc import boards, measure_job
 from hwprune.progress import Silent
 
+pytestmark = pytest.mark.timed
+
 rpc = pytest.importorskip("tvm.rpc")
 tracker_of = pytest.importorskip("tvm.rpc.tracker", reason="the tracker needs tornado: pip install 'hwprune[rpc]'")
 
