@@ -14,6 +14,7 @@ from hwprune.compile.lower import lower
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.costing import load_target
 from hwprune.graph import analyze, trace
+from hwprune.measuring import distinct, uniform_networks
 from hwprune.progress import SILENT, Progress
 from hwprune.results import BundleReport
 from hwprune.search.space import candidate_widths
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from hwprune.measure.importing import Imported
     from hwprune.measure.job import Job
     from hwprune.measure.store import Store
-
-#: Uniform shares of the units at which a network's kernels are measured.
-_SHARES = (0.75, 0.5, 0.25)
 
 #: Schedules of each workload that go into a bundle: of the dense network's kernels, and of narrowed ones.
 _PACKED_DENSE, _PACKED_NARROWED = 8, 4
@@ -156,7 +154,4 @@ def _measured_kernels(
     view = NetworkView(lower(traced, profile), graph)
     full = {g.id: g.width for g in graph.groups}
     widths = candidate_widths(view, full, analytic_model(profile))
-    chosen = [
-        {g: int(min(widths[g], key=lambda w: abs(w - share * full[g]))) for g in full} for share in _SHARES
-    ]
-    return view, list({w.key: w for some in chosen for w in view.workloads(some)}.values())
+    return view, distinct([w for chosen in uniform_networks(widths) for w in view.workloads(chosen)])

@@ -41,19 +41,14 @@ def write_object(functions: dict[str, tirx.PrimFunc], profile: TargetProfile, ou
 
 def link_objects(objects: Sequence[Path], tables: str, profile: TargetProfile, out: Path) -> None:
     """Link object files of kernels with the program over ``tables`` into ``out``; raises as ``link`` does."""
-    compiler = linker(profile)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "tables.h").write_text(tables)
         native = native_sources()
         # A C++ compiler takes each file for C++ unless it is told of each.
         sources = [part for name in _SOURCES for part in ("-x", "c", str(native / name))]
         exports = f"-Wl,--version-script={native / 'exports.map'}"
-        command = [compiler, *_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", *map(str, objects), exports, "-lm"]
-        command += ["-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or [*done.stderr.splitlines(), f"exit code {done.returncode}"]
-        raise CompileError(f"`{profile.link.cxx}` cannot link for target {profile.name!r}: {lines[0].strip()}")
+        command = [*_OPTIONS, *ffi_includes(), f"-I{folder}", *sources, "-x", "none", *map(str, objects), exports, "-lm"]
+        run_compiler([*command, "-o", str(out)], profile, "link")
 
 
 def linker(profile: TargetProfile) -> str:
@@ -87,9 +82,9 @@ def last_line(err: Exception) -> str:
     return lines[-1].strip() if lines else type(err).__name__
 
 
-def run_compiler(arguments: Sequence[str], profile: TargetProfile) -> None:
+def run_compiler(arguments: Sequence[str], profile: TargetProfile, what: str = "compile") -> None:
     """Run the target's compiler driver. CompileError with its first error, or with its package where it is missing."""
     done = subprocess.run([linker(profile), *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
-        raise CompileError(f"`{profile.link.cxx}` cannot compile for target {profile.name!r}: {lines[0].strip()}")
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [*done.stderr.splitlines(), f"exit code {done.returncode}"]
+        raise CompileError(f"`{profile.link.cxx}` cannot {what} for target {profile.name!r}: {lines[0].strip()}")

@@ -9,15 +9,19 @@ from typing import Iterable, Sequence
 
 from tvm import tirx
 
-from hwprune.compile.emit_c import OUTPUT, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
-from hwprune.kernels import kernel_inputs, primfunc
+from hwprune.kernels import candidates, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
-from hwprune.measure.worker import _operands as operands_of
-from hwprune.measure.worker import _reference as reference_of
+from hwprune.library import ALIGNMENT
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import OpCall, TensorSpec, Workload
+
+
+#: The reference kernel, a product of 256 pixels by so many channels: it misses no cache, is long enough to time, and its
+#: threads meet once.
+REFERENCE = dict(height=16, width=16, channels=128)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,24 @@ def link_kernels(
     return sizes
 
 
+def operands_of(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
+    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
+    arguments, activations, size = [], 0, 0
+    for spec in specs:
+        if spec.role == "weight":
+            arguments.append(Argument(WEIGHTS, size, spec.shape))
+            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
+        else:
+            arguments.append(Argument(INPUT, activations, spec.shape))
+            activations += 1
+    return arguments, size
+
+
 def reference(profile: TargetProfile) -> tuple[Workload, str]:
-    """The reference kernel of a profile, and its schedule: the one that is timed here, too."""
-    workload, config = reference_of(profile)
-    return workload, config.to_text()
+    """The reference kernel of a profile, and its schedule."""
+    v = profile.lanes
+    h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
+    conv = OpCall.make("conv2d", 0, 1, padding=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
+                       layout="nhwc", out=(1, h, w))
+    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 1, 1, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
+    return workload, candidates(workload, profile)[0].to_text()

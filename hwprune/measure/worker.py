@@ -16,15 +16,16 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import OUTPUT, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link_objects
 from hwprune.errors import CompileError
-from hwprune.kernels import candidates, kernel_inputs
+from hwprune.kernels import kernel_inputs
 from hwprune.kernels.schedule import Config
-from hwprune.library import ALIGNMENT, Library, Memory, aligned
+from hwprune.library import Library, Memory, aligned
 from hwprune.measure.objects import Objects, kernel_name
+from hwprune.measure.timed import operands_of, reference
 from hwprune.target import TargetProfile
-from hwprune.workload import OpCall, TensorSpec, Workload
+from hwprune.workload import Workload
 
 #: runs -> median microseconds of one run
 Timer = Callable[[int], float]
@@ -35,10 +36,6 @@ BURST_S = 0.0015
 ARTIFACT_BURST_S, ARTIFACT_PAUSE_S = 0.01, 0.05
 #: Cores wake up for this long after a pause, before anything is timed.
 WAKE_S = 0.008
-#: The reference kernel, a product of 256 pixels by so many channels: it misses no cache, is long enough to time, and its
-#: threads meet once.
-REFERENCE = dict(height=16, width=16, channels=128)
-
 #: Constants of a network about this large neither let activations grow without bound nor vanish.
 _CONSTANT = 0.05
 
@@ -55,11 +52,11 @@ class Kernels:
         self.profile, self.threads = TargetProfile.model_validate_json(profile_json), threads
         self._own = None if folder else tempfile.TemporaryDirectory(prefix="hwprune.")
         self.objects = Objects(self.profile, Path(folder or self._own.name))
-        workload, config = _reference(self.profile)
-        timers, failures = self.timers(workload, [config.to_text()])
+        workload, config = reference(self.profile)
+        timers, failures = self.timers(workload, [config])
         if failures:
             raise CompileError(f"the reference kernel cannot be built: {failures}")
-        self.reference = timers[config.to_text()]
+        self.reference = timers[config]
 
     def timers(self, workload: Workload, configs: list[str], spread_bytes: int = 0) -> tuple[dict[str, Timer], dict[str, str]]:
         """For each schedule a function that runs it ``n`` times and returns microseconds; or why it cannot be built.
@@ -96,7 +93,7 @@ class Kernels:
     ) -> dict[str, Timer]:
         activations = [t for t in workload.inputs if t.role != "weight"]
         result = Argument(OUTPUT, 0, workload.output.shape)
-        operands = [_operands(kernel_inputs(workload, Config.from_text(text))) for text in symbols]
+        operands = [operands_of(kernel_inputs(workload, Config.from_text(text))) for text in symbols]
         calls = [KernelCall(symbol, (*arguments, result)) for symbol, (arguments, _) in zip(symbols.values(), operands)]
         most = max(size for _, size in operands)
         facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
@@ -133,33 +130,11 @@ class Kernels:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, first, count))) / 1e3
 
 
-def _operands(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
-    """Where a kernel's inputs lie, its constants one after the other; and the bytes of these."""
-    arguments, activations, size = [], 0, 0
-    for spec in specs:
-        if spec.role == "weight":
-            arguments.append(Argument(WEIGHTS, size, spec.shape))
-            size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
-        else:
-            arguments.append(Argument(INPUT, activations, spec.shape))
-            activations += 1
-    return arguments, size
-
-
 def _noise(size: int, scale: float = 1.0) -> np.ndarray:
     """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
     buffer = aligned(size)
     buffer.view(np.float32)[:] = np.resize(_NOISE * np.float32(scale), size // 4)
     return buffer
-
-
-def _reference(profile: TargetProfile) -> tuple[Workload, Config]:
-    v = profile.lanes
-    h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
-    conv = OpCall.make("conv2d", 0, 1, padding=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
-                       layout="nhwc", out=(1, h, w))
-    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 1, 1, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
-    return workload, candidates(workload, profile)[0]
 
 
 def rounds_of(
