@@ -12,6 +12,7 @@ from typing import Iterator, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hwprune.errors import Infeasible
 from hwprune.kernels.compute import expression
 from hwprune.kernels.loops import Runs, function, registers, vector
 from hwprune.kernels.schedule import Config
@@ -87,6 +88,8 @@ class _Builder:
         _, self.h, self.w, _ = workload.inputs[anchor.args[0]].shape
         self.stride, self.dilation, self.top, self.left = anchor["stride"], anchor["dilation"], *anchor["padding"][:2]
         self.cov = int(config["cov"])
+        if channels % (self.cov * self.lanes):
+            raise Infeasible(f"{config.to_text()}: {channels} channels do not divide into {self.cov} vectors of {self.lanes}")
         self.blocks = channels // self.lanes // self.cov
 
     def statements(self, inputs, y) -> None:

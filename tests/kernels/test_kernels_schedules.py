@@ -12,6 +12,7 @@ from operator_banks import OPERATORS, TOLERANCE, relative_error, sample
 from torch import nn
 
 from hwprune.compile.lower import lower
+from hwprune.errors import Infeasible
 from hwprune.graph import trace
 from hwprune.kernels import build, candidates, primfunc, repacked
 from hwprune.kernels.schedule import Config
@@ -94,3 +95,13 @@ def test_a_schedule_survives_its_text(usable, lanes):
     for name in tried(lanes):
         for config in candidates(workload_of(*OPERATORS[name], profile), profile)[:3]:
             assert Config.from_text(config.to_text()) == config
+
+
+def test_a_relative_s_schedule_that_leaves_channels_out_is_infeasible(usable):
+    profile = usable(8)
+    workload = workload_of(nn.Conv2d(40, 40, 3, padding=1, groups=40), (1, 40, 9, 7), profile)
+    offered = candidates(workload, profile)[0]
+    config = Config.make(offered.rule, **{**dict(offered.params), "cov": 3})  # of five vectors
+    assert offered.rule == "depthwise"
+    with pytest.raises(Infeasible):
+        primfunc(workload, profile, config)
