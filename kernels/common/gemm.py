@@ -59,7 +59,6 @@ class _Pixels(Geometry):
     def __init__(self, workload: Workload):
         super().__init__(workload)
         anchor = workload.anchor
-        self.workload = workload
         self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
         self.dilations = anchor["dilation"] if anchor.op == "conv2d" else (1, 1)
         self.is_conv = anchor.op == "conv2d"

@@ -183,7 +183,7 @@ def _cost(g: _Geometry, profile: TargetProfile, split: str, rows: int, wt: int, 
     l2 = 1e3 * memory.l2_gb_per_s / core.frequency_mhz
     streamed = 0.0
     if weights > threads * memory.l2_bytes / 2:
-        # what every task reads anew comes from the cache between: a profile gives no bandwidth of it
+        # what every task reads anew comes from the cache between, whose bandwidth not every profile gives
         streamed = max(weights / dram, 0 if phases else weights * share / math.sqrt(l2 * dram / threads))
     launches = (3 if phases else 1) * profile.overhead.kernel_us * core.frequency_mhz
     return max(products, streamed) + 0.1 * min(products, streamed) + transforms + launches
