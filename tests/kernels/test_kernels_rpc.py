@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,9 +45,23 @@ def servers(tracker):
 
     with ThreadPoolExecutor() as threads:
         running = list(threads.map(start, (9500, 9550)))
+    wait_until_known(tracker, len(running))
     yield running
     for server in running:
         server.terminate()
+
+
+def wait_until_known(tracker, count: int, patience_s: float = 60.0) -> None:
+    """A server reports to the tracker some time after it was started."""
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            if len(boards(tracker, KEY)) == count:
+                return
+        except UsageError:
+            pass
+        assert time.monotonic() < end, f"the tracker does not know {count} boards after {patience_s} s"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
