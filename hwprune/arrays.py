@@ -1,4 +1,4 @@
-"""Arrays in .npy files, read without ever unpickling."""
+"""Arrays: in .npy files, read without ever unpickling, and compared."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def save_npy(path: Path, array: "np.ndarray") -> None:
             np.save(file, array, allow_pickle=False)
 
     write_atomic(path, write)
+
+
+def relative_error(got: "np.ndarray", expected: "np.ndarray") -> float:
+    """Largest absolute difference over the largest absolute value of ``expected``, where ``expected`` is finite; infinite if
+    ``got`` is not finite there."""
+    import numpy as np
+
+    finite = np.isfinite(expected)
+    if not finite.any():
+        return 0.0
+    difference = np.abs(got[finite].astype(np.float64) - expected[finite])
+    if not np.isfinite(difference).all():
+        return float("inf")
+    return float(difference.max()) / (float(np.abs(expected[finite]).max()) or 1.0)

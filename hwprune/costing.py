@@ -121,6 +121,12 @@ class Costing:
             self.measurer.repeat(doubtful)
             self.model.refresh()
 
+    def discard_wrong(self, workloads: Sequence[Workload]) -> list[tuple[Workload, str]]:
+        """Workloads whose fastest kernel on this machine computes something else, and its schedule, which is not used again."""
+        wrong = self.measurer.discard_wrong(workloads)
+        self.model.refresh()
+        return wrong
+
     def uncertain(self, of: Surface, most: int) -> list[Workload]:
         """Kernels of a cost surface whose measurement would tell most, ``most`` of them or fewer."""
         return choose(self.model, of, most)

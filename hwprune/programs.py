@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hwprune import runtime
-from hwprune.compile.artifact import build_artifact
+from hwprune.compile.artifact import amend_manifest, build_artifact
 from hwprune.compile.lower import lower
+from hwprune.compile.verify import TOLERANCE, output_error
 from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.engines import engine_timer
 from hwprune.errors import UsageError
@@ -38,16 +39,40 @@ def compile_to(
     exact: bool = False,
     weights_bytes: int = 0,
 ) -> Path:
-    """Compile ``model`` for ``profile`` into the artifact folder ``out``, its kernels tuned where this machine can.
+    """Compile ``model`` for ``profile`` into the artifact folder ``out``.
+
+    Where this machine runs the target's code, its kernels are tuned, and the artifact's output is compared with torch's: the manifest
+    says how far off it is, and a schedule whose kernel computes something else is found and replaced.
 
     exact, weights_bytes : see ``Measurer``; bytes of the network for which kernels were measured before, if that is another one.
     """
     network = lower(trace(model, example), profile)
     with Costing(profile, store, progress, weights_bytes=weights_bytes or network.weight_bytes(), exact=exact) as cost:
-        if cost.measurable:
+        def built() -> Path:
+            with progress.task(f"compiling for {profile.name}"):
+                return build_artifact(network, profile, cost.pick, out, record=record)
+
+        if not cost.measurable:
+            return built()
+        cost.measure(network.workloads(), "tune")
+        error = output_error(runtime.load(built()), model, example)
+        while not error <= TOLERANCE and (wrong := cost.discard_wrong(network.workloads())):
+            progress.say(
+                f"the compiled network's output was off by {error:.1e} of its largest value; schedules that compute something else were "
+                f"found and are not used again: {'; '.join(text for _, text in wrong)}"
+            )
             cost.measure(network.workloads(), "tune")
-        with progress.task(f"compiling for {profile.name}"):
-            return build_artifact(network, profile, cost.pick, out, record=record)
+            error = output_error(runtime.load(built()), model, example)
+        if not error <= TOLERANCE:
+            progress.say(_far_off(error, exact))
+        amend_manifest(out, verified={"against": f"torch {torch.__version__}", "relative_error": error})
+        return out
+
+
+def _far_off(error: float, exact: bool) -> str:
+    mend = "each kernel computes its workload, so the network itself magnifies rounding"
+    mend = mend if exact else f"{mend}; --exact leaves out the kernels that round most"
+    return f"the compiled network's output differs from torch's by {error:.1e} of its largest value, more than {TOLERANCE:.0e}: {mend}"
 
 
 def artifact_timer(folder: Path, threads: int | None = None) -> Timer:

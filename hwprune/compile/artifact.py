@@ -119,6 +119,12 @@ def build_artifact(
     return out
 
 
+def amend_manifest(folder: Path, **facts: object) -> None:
+    """Add what was found out about a finished artifact to its manifest."""
+    path = folder / "manifest.json"
+    write_json_atomic(path, {**json.loads(path.read_text()), **facts})
+
+
 def _operands(emitted: Emitted, config: Config) -> list[tuple[tuple[int, ...], str | Packed]]:
     """Shape and binding of each input of a call, as the kernel of ``config`` reads it."""
     packed = repacked(emitted.workload, config)

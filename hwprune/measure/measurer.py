@@ -6,6 +6,7 @@ with schedules that won on its nearest measured relatives and with the rule's ow
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -138,6 +139,24 @@ class Measurer:
                 self._known[workload.key] = old
                 if old.config == new.config:
                     self.store.record(workload, old.config, self.context, old.latency, old.effort)
+
+    def discard_wrong(self, workloads: Sequence[Workload]) -> list[tuple[Workload, str]]:
+        """Of the fastest schedules of ``workloads``, those whose kernel computes something else; they are not used again."""
+        from hwprune.measure.verify import TOLERANCE
+
+        wrong = []
+        for workload in {w.key: w for w in workloads if w.key in self._known}.values():
+            config, effort = self._known[workload.key].config, self._known[workload.key].effort
+            try:
+                error = self._worker.ask("verify", workload=workload.to_json(), config=config)["error"]
+            except WorkerLost:
+                error = math.inf
+            if not error <= TOLERANCE:
+                why = f"its result is off by {error:.1e} of the largest value"
+                self.store.record_failure(workload, config, self.context, why, effort)
+                del self._known[workload.key]
+                wrong.append((workload, config))
+        return wrong
 
     def _measure_all(self, workloads: Sequence[Workload], effort: str, title: str) -> None:
         if not workloads:

@@ -207,12 +207,20 @@ def _networks(state: dict, request: dict) -> dict:
     return rounds_of(timers, request["rounds"], kernels.reference, ARTIFACT_BURST_S, ARTIFACT_PAUSE_S)
 
 
+def _verify(state: dict, request: dict) -> dict:
+    """How far a kernel's result is from that of its workload's plain loops."""
+    from hwprune.measure.verify import kernel_error
+
+    workload, config = Workload.from_json(request["workload"]), Config.from_text(request["config"])
+    return {"error": kernel_error(workload, config, state["kernels"].profile)}
+
+
 def _start(state: dict, request: dict) -> dict:
     state["kernels"] = Kernels(request["profile"], request["threads"], request.get("objects"))
     return {}
 
 
-_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts, "networks": _networks}
+_REQUESTS = {"start": _start, "measure": _measure, "baseline": _baseline, "artifacts": _artifacts, "networks": _networks, "verify": _verify}
 
 
 def main() -> None:

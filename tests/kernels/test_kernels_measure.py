@@ -3,8 +3,10 @@ machine may be busy."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,20 +14,23 @@ import torch.nn.functional as F
 from compiled_networks import first_candidate
 from torch import nn
 
-from hwprune import measuring
+from hwprune import measuring, programs
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.costing import Costing
 from hwprune.errors import MeasureError
 from hwprune.graph import analyze, trace
 from hwprune.kernels import candidates
+from hwprune.kernels.compute import compute
 from hwprune.kernels.schedule import Config
 from hwprune.measure import measurer as measurer_module
+from hwprune.measure import verify
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
-from hwprune.progress import SILENT
+from hwprune.progress import SILENT, Silent
 from hwprune.search.tables import NetworkView
+from hwprune.workload import Workload
 
 pytestmark = pytest.mark.timed
 
@@ -70,6 +75,45 @@ def test_whole_network_is_timed_with_the_schedules_measured(measurer, network, t
     assert 0.5 < latency.latency_us < 1e6
     first, again = measurer.time_networks({"one": network, "other": network}, rounds=6)
     assert 0.5 < first.latency_us / again.latency_us < 2.0
+
+
+def test_schedule_that_computes_something_else_is_found_and_replaced(usable, tmp_path, monkeypatch):
+    asked, said = [], []
+    ask, error = Worker.ask, programs.output_error
+
+    def lying(self, do, **request):  # of the first kernel, the worker says that it is wrong
+        if do == "verify":
+            asked.append((request["workload"], request["config"]))
+            return {"error": 0.5} if len(asked) == 1 else ask(self, do, **request)
+        return ask(self, do, **request)
+
+    class Saying(Silent):
+        def say(self, text):
+            said.append(text)
+
+    errors = iter([0.5])
+    monkeypatch.setattr(Worker, "ask", lying)
+    monkeypatch.setattr(programs, "output_error", lambda *args: next(errors, None) or error(*args))
+    out = programs.compile_to(
+        Small().eval(), torch.zeros(1, 3, 12, 12), usable(8), tmp_path / "artifact", tmp_path / "s.sqlite", {}, Saying()
+    )
+    manifest = json.loads((out / "manifest.json").read_text())
+    workload, wrong = asked[0]
+    chosen = [k["schedule"] for k in manifest["kernels"].values() if k["workload"] == Workload.from_json(workload).key]
+    assert len(chosen) == 1 and chosen[0] != json.loads(wrong)
+    assert manifest["verified"]["relative_error"] < 1e-5 and len(said) == 1 and wrong in said[0]
+
+
+def test_error_of_a_kernel_is_seen(usable, network, monkeypatch):
+    right = next(w for w in network.workloads() if any(call.op == "relu" for call in w.ops))
+    config = candidates(right, usable(8))[0]
+    assert verify.kernel_error(right, config, usable(8)) < 1e-5
+    monkeypatch.setattr(verify, "primfunc", lambda w, profile, config: compute(without_relu(w)).primfunc())
+    assert verify.kernel_error(right, config, usable(8)) > 0.1
+
+
+def without_relu(workload):
+    return replace(workload, ops=tuple(replace(c, op="neg") if c.op == "relu" else c for c in workload.ops))
 
 
 def test_killed_in_the_middle_of_a_measurement(measurer, network):

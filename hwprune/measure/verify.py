@@ -1,0 +1,37 @@
+"""Whether a kernel computes its workload: beside the workload's plain loops, which no schedule has touched."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import tvm
+
+from hwprune.arrays import relative_error
+from hwprune.kernels import build, primfunc, repacked
+from hwprune.kernels.compute import compute
+from hwprune.kernels.schedule import Config
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+#: Largest difference, relative to the largest value, of a kernel that is right; rounding, Winograd's included, stays far below.
+TOLERANCE = 1e-3
+
+
+def kernel_error(workload: Workload, config: Config, profile: TargetProfile) -> float:
+    """Largest difference of a kernel's result on random operands to that of plain loops, relative to the largest value.
+
+    Builds both and runs them in this process. Raises what building raises.
+    """
+    functions = build({"kernel": primfunc(workload, profile, config), "plain": compute(workload).primfunc()}, profile)
+    generator = np.random.default_rng(0)
+    operands = [generator.standard_normal(t.shape).astype(t.dtype) for t in workload.inputs]
+    packed = repacked(workload, config)
+    as_read = [packed[i].transform(a) if i in packed else a for i, a in enumerate(operands)]
+    return relative_error(_run(functions["kernel"], as_read, workload), _run(functions["plain"], operands, workload))
+
+
+def _run(function: tvm.runtime.PackedFunc, operands: Sequence[np.ndarray], workload: Workload) -> np.ndarray:
+    result = tvm.runtime.tensor(np.full(workload.output.shape, np.nan, workload.output.dtype))
+    function(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in operands), result)
+    return result.numpy()
