@@ -77,27 +77,30 @@ class Costing:
         return self.measurable or self.simulator is not None
 
     def _use_imported(self, path: str | Path | None, weights_bytes: int, progress: Progress) -> None:
-        """Answer with what the latest device of this target measured, if the store has any for networks of this size."""
+        """Answer with what the latest device of this target measured, if the store, or else hwprune itself, has any for networks
+        of this size."""
         from hwprune.kernels import is_exact
         from hwprune.kernels.schedule import Config
         from hwprune.measure.device import software
-        from hwprune.measure.elsewhere import latest_of
+        from hwprune.measure.elsewhere import latest_of, latest_shipped
         from hwprune.measure.measurer import spread_bytes
         from hwprune.measure.store import default_path
 
-        path = Path(path) if path is not None else default_path()
-        if not path.exists():
-            return
-        self.store = Store(path, progress)
+        def admits(text: str) -> bool:
+            return not self._exact or is_exact(Config.from_text(text))
+
+        path, found, source = Path(path) if path is not None else default_path(), None, ""
         made_with = software(self.profile, spread_bytes(weights_bytes, self.profile))
-        found = latest_of(
-            self.store, self.profile.threads, made_with, lambda text: not self._exact or is_exact(Config.from_text(text))
-        )
+        if path.exists():
+            self.store = Store(path, progress)
+            found = latest_of(self.store, self.profile.threads, made_with, admits)
+        if found is None:
+            found, source = latest_shipped(self.profile, made_with, admits), ", which come with hwprune"
         if found is None:
             return
         others = f", the latest of {found.devices} devices" if found.devices > 1 else ""
         progress.say(
-            f"target {self.profile.name!r}: kernels measured on {found.context.device} until {found.measured_at}{others}; "
+            f"target {self.profile.name!r}: kernels measured on {found.context.device} until {found.measured_at}{others}{source}; "
             f"the analytic model for the rest"
         )
         self._imported = {m.workload.key: m for m in found.measurements}

@@ -9,7 +9,7 @@ import numpy as np
 
 from hwprune.checking import accuracy, random_widths, spread_out
 from hwprune.cost.base import network_estimate
-from hwprune.cost.sampling import half_width, surface
+from hwprune.cost.sampling import Surface, half_width, surface
 from hwprune.costing import Costing
 from hwprune.progress import Progress
 from hwprune.results import CheckedNetwork, CheckReport, MeasureReport
@@ -33,9 +33,8 @@ def measure_surface(
     """Measure kernels, the most uncertain first, until they are known to ``within`` (a share, see ``MeasureReport``) on average
     or ``time_limit_s`` seconds have passed."""
     started = time.perf_counter()
-    full = {g.id: g.width for g in view.graph.groups}
-    widths = candidate_widths(view, full, cost.prior)
-    of = surface([grid.all() for grid in grids(view, tuple(widths), tuple(widths.values()))])
+    widths = widths_of(view, cost)
+    of = cost_surface(view, widths)
     networks = calibrating_networks(view, cost, widths)
     first = distinct([*of.workloads, *(w for chosen in networks for w in view.workloads(chosen))])
     known = sum(cost.model.is_measured(w) for w in first)
@@ -61,11 +60,20 @@ def measure_surface(
     )  # fmt: skip
 
 
+def widths_of(view: NetworkView, cost: Costing) -> dict[str, np.ndarray]:
+    """Candidate widths of every group."""
+    return candidate_widths(view, {g.id: g.width for g in view.graph.groups}, cost.prior)
+
+
+def cost_surface(view: NetworkView, widths: Mapping[str, np.ndarray]) -> Surface:
+    """Every kernel that the network can have under these candidate widths."""
+    return surface([grid.all() for grid in grids(view, tuple(widths), tuple(widths.values()))])
+
+
 def check(view: NetworkView, cost: Costing, *, networks: int, seed: int, progress: Progress) -> CheckReport:
     """Predict ``networks`` random pruned networks, measure their kernels, predict them again, and time each twice as a whole."""
     started = time.perf_counter()
-    full = {g.id: g.width for g in view.graph.groups}
-    widths = candidate_widths(view, full, cost.prior)
+    widths = widths_of(view, cost)
     cost.measure(view.workloads({}))
     calibrating = calibrating_networks(view, cost, widths)
     cost.measure(distinct([w for chosen in calibrating for w in view.workloads(chosen)]))

@@ -6,9 +6,6 @@ Results are kept in the measurement store beside measurements, under a device th
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-from pathlib import Path
 from typing import Iterable, Sequence
 
 from hwprune.errors import CompileError, Infeasible, NoLatency
@@ -17,7 +14,8 @@ from hwprune.kernels.schedule import Config
 from hwprune.measure.device import software
 from hwprune.measure.estimate import Latency
 from hwprune.measure.measurer import spread_bytes
-from hwprune.measure.store import Context, Measurement, Store
+from hwprune.measure.shipped import shipped_rows
+from hwprune.measure.store import Context, Measurement, Row, Store
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -30,10 +28,6 @@ EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
 #: Of 84 kernels of others on each of two boards, 98 in a hundred were within it, with the profile's figures as they are
 #: (benchmarks/simulated.py). Most of that is a factor that stands for the board, 1.2 on one and 1.4 on the other.
 INTERVAL_FACTOR = 1.8
-#: Columns of ``cost_models/TARGET/*.tsv``.
-COLUMNS = (
-    "workload", "config", "device", "threads", "software", "latency_us", "low_us", "high_us", "provenance", "model",
-)  # fmt: skip
 
 
 class Simulator:
@@ -94,15 +88,10 @@ class Simulator:
         self.store.record(workload, config.to_text(), self.context, latency, looked_at, provenance="simulated", model="simulated")
         self._known[workload.key] = Measurement(workload, config.to_text(), latency, looked_at)
 
-    def rows(self, keys: Iterable[str]) -> list[tuple[str, ...]]:
-        """Of the workloads with these keys, what is known, as ``COLUMNS`` has it, sorted."""
+    def rows(self, keys: Iterable[str]) -> list[Row]:
+        """What is known of the workloads with these keys, as the store keeps it."""
         found = [self._known[key] for key in sorted(keys) if key in self._known]
-        own = (self.context.device, str(self.context.threads), self.context.software)
-        rows = []
-        for m in found:
-            us = (f"{x:.2f}" for x in (m.latency.latency_us, m.latency.low_us, m.latency.high_us))
-            rows.append((json.dumps(m.workload.to_json()), m.config, *own, *us, "simulated", str(MODEL_VERSION)))
-        return rows
+        return [Row(m.workload, m.config, self.context, m.latency, EFFORTS["tune"][0], None, "simulated", "simulated") for m in found]
 
 
 def context(profile: TargetProfile, spread: int) -> Context:
@@ -113,21 +102,6 @@ def context(profile: TargetProfile, spread: int) -> Context:
 
 def shipped(profile: TargetProfile, wanted: Context) -> Iterable[Measurement]:
     """What hwprune brings along that was simulated under ``wanted``."""
-    folder = shipped_folder() / (profile.alias_of or profile.name)
-    for path in sorted(folder.glob("*.tsv")) if folder.is_dir() else ():
-        yield from _rows(path, wanted)
-
-
-def shipped_folder() -> Path:
-    return Path(str(resources.files("hwprune").joinpath("cost_models")))
-
-
-def _rows(path: Path, wanted: Context) -> Iterable[Measurement]:
-    lines = (line for line in path.read_text().splitlines() if not line.startswith("#"))
-    header = next(lines, "").split("\t")
-    for line in lines:
-        row = dict(zip(header, line.split("\t")))
-        if (row["device"], row["threads"], row["software"]) == (wanted.device, str(wanted.threads), wanted.software):
-            latency = Latency(float(row["latency_us"]), float(row["low_us"]), float(row["high_us"]), 0, False)
-            # as good as the best effort: whoever made the file took it
-            yield Measurement(Workload.from_json(row["workload"]), row["config"], latency, EFFORTS["tune"][0])
+    for row in shipped_rows(profile):
+        if row.provenance == "simulated" and row.context == wanted and row.latency is not None:
+            yield Measurement(row.workload, row.config, row.latency, row.effort, row.provenance, row.model)

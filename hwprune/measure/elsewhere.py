@@ -1,4 +1,4 @@
-"""What other devices have measured, as far as it was imported into the store."""
+"""What other devices have measured, as far as it was imported into the store or comes with hwprune."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Callable
 
 from hwprune.measure.device import EMULATED
+from hwprune.measure.shipped import shipped_rows
 from hwprune.measure.store import Context, Measurement, Store
+from hwprune.target import TargetProfile
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,12 @@ def latest_of(store: Store, threads: int, software: str, admits: Callable[[str],
         return None
     context = Context(devices[0][0], threads, software)
     return Elsewhere(context, devices[0][1], len(devices), store.all_best(context, admits))
+
+
+def latest_shipped(profile: TargetProfile, software: str, admits: Callable[[str], bool] = lambda config: True) -> Elsewhere | None:
+    """``latest_of`` what comes with hwprune for ``profile``."""
+    store = Store(":memory:")
+    store.add(row for row in shipped_rows(profile) if row.context.software == software)
+    found = latest_of(store, profile.threads, software, admits)
+    store.close()
+    return found

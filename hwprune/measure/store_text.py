@@ -102,19 +102,20 @@ def _unescaped(field: str) -> str | None:
 def _row(fields: list[str | None]) -> Row:
     _count(fields, len(COLUMNS))
     given = dict(zip(COLUMNS, fields))
-    failure, latency = given["failure"], None
+    failure, latency, provenance = given["failure"], None, given["provenance"]
+    if provenance not in ("measured", "simulated"):
+        raise ValueError(f"`provenance` must be measured or simulated, but got {provenance!r}")
     if failure is None:
         low, value, high = (_number(given, key, float, lambda x: 0 < x < math.inf) for key in ("low_us", "latency_us", "high_us"))
         if not low <= value <= high:
             raise ValueError(f"`low_us <= latency_us <= high_us` must hold, but got ({low}, {value}, {high})")
-        rounds, noisy = _number(given, "rounds", int, lambda x: x > 0), _number(given, "noisy", int, lambda x: x in (0, 1))
+        rounds = _number(given, "rounds", int, lambda x: x > 0 or (x == 0 and provenance == "simulated"))
+        noisy = _number(given, "noisy", int, lambda x: x in (0, 1))
         latency = Latency(value, low, high, rounds, bool(noisy))
-    if given["provenance"] not in ("measured", "simulated"):
-        raise ValueError(f"`provenance` must be measured or simulated, but got {given['provenance']!r}")
     details = _object(given, "details")
     return Row(
         _workload(_object(given, "workload")), _text(given, "config"), _context(given), latency,
-        _number(given, "effort", int, lambda x: x >= 0), failure, given["provenance"], given["model"], details, _time(given),
+        _number(given, "effort", int, lambda x: x >= 0), failure, provenance, given["model"], details, _time(given),
     )  # fmt: skip
 
 

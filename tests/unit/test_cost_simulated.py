@@ -17,10 +17,13 @@ from hwprune.errors import NoLatency
 from hwprune.graph import trace
 from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
+from hwprune.measure import shipped
+from hwprune.measure.device import software
 from hwprune.measure.estimate import Latency
-from hwprune.measure.store import Store
+from hwprune.measure.store import Context, Row, Store
+from hwprune.measure.store_text import read, to_text
+from hwprune.progress import Silent
 from hwprune.target import TargetProfile, load_file, shipped_folder
-from hwprune.workload import Workload
 
 BOARD = load_file(shipped_folder() / "rpi4.toml")  # 1500 cycles, 12000 bytes of L2 and 5500 of memory a microsecond; 3 us a kernel
 
@@ -119,7 +122,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(incore, "missing_tool", lambda profile: None)
     monkeypatch.setattr("hwprune.cost.simulated.best", best)
-    monkeypatch.setattr(simulator, "shipped_folder", lambda: shipped_folder() / "nowhere")
+    monkeypatch.setattr(shipped, "shipped_folder", lambda: shipped_folder() / "nowhere")
     return asked
 
 
@@ -175,23 +178,43 @@ def test_shipped_rows_count_for_the_same_kernels_only(tmp_path, monkeypatch):
     context = simulator.context(BOARD, 0)
     config = candidates(workload, BOARD)[0].to_text()
     with_store = Store(tmp_path / "store.sqlite")
-    own = simulator.Simulator(BOARD, with_store)
     with_store.record(workload, config, context, Latency(50.0, 40.0, 60.0, 0, False), 12, provenance="simulated")
-    own = simulator.Simulator(BOARD, with_store)
-    (row,) = own.rows([workload.key, "of no kernel"])
+    rows = simulator.Simulator(BOARD, with_store).rows([workload.key, "of no kernel"])
     with_store.close()
-    assert dict(zip(simulator.COLUMNS, row))["provenance"] == "simulated"
-    folder = tmp_path / "models" / "rpi4"
-    folder.mkdir(parents=True)
-    lines = ["# simulated by hwprune", "\t".join(simulator.COLUMNS), "\t".join(row)]
-    (folder / "net.tsv").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(simulator, "shipped_folder", lambda: tmp_path / "models")
+    assert [row.provenance for row in rows] == ["simulated"]
+    ship(tmp_path, monkeypatch, "rpi4", rows)
     (found,) = simulator.shipped(BOARD, context)
     assert (found.workload, found.config, found.latency.latency_us) == (workload, config, 50.0)
     (same,) = simulator.shipped(BOARD.model_copy(update={"name": "arm", "alias_of": "rpi4"}), context)
     assert same == found
     assert list(simulator.shipped(BOARD, replace(context, software="kernels 0"))) == []
     assert list(simulator.shipped(BOARD, replace(context, threads=2))) == []
+
+
+def ship(tmp_path, monkeypatch, target, rows):
+    folder = tmp_path / "models" / target
+    folder.mkdir(parents=True)
+    (folder / "net.tsv").write_text(to_text(rows))
+    monkeypatch.setattr(shipped, "shipped_folder", lambda: tmp_path / "models")
+
+
+def test_measurements_that_ship_answer_where_nothing_was_imported(tmp_path, monkeypatch):
+    workload = network().workloads()[0]
+    config = candidates(workload, BOARD)[0].to_text()
+    there = Context("Raspberry Pi 4; 4 cores", BOARD.threads, software(BOARD))
+    row = Row(workload, config, there, Latency(50.0, 49.0, 51.0, 9, False), 24)
+    ship(tmp_path, monkeypatch, "rpi4", [row, replace(row, context=replace(there, software="kernels 0"), latency=Latency(1.0, 1.0, 1.0, 9, False))])
+    said = []
+
+    class Saying(Silent):
+        def say(self, text):
+            said.append(text)
+
+    with Costing(BOARD, tmp_path / "none.sqlite", Saying()) as cost:
+        (estimate,) = cost.model.predict([workload])
+        assert (estimate.latency_us, estimate.provenance, cost.pick(workload).to_text()) == (50.0, "measured", config)
+        assert not cost.learns
+    assert len(said) == 1 and "Raspberry Pi 4" in said[0] and "come with hwprune" in said[0]
 
 
 def test_arm_is_answered_by_what_ships_for_rpi4():
@@ -221,14 +244,11 @@ def test_the_fastest_of_those_that_can_be_simulated(monkeypatch):
         simulated.best(None, BOARD, [b])
 
 
-@pytest.mark.parametrize("path", sorted(simulator.shipped_folder().glob("*/*.tsv")), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_shipped_files_are_sorted_text_that_says_what_it_is(path):
-    assert path.stat().st_size < 1_000_000
-    lines = path.read_text().splitlines()
-    comments, rows = [x for x in lines if x.startswith("#")], [x.split("\t") for x in lines if not x.startswith("#")]
-    assert "nothing here was measured" in comments[0] and f"python -m benchmarks.cost_models {path.parent.name}" in comments[1]
-    assert tuple(rows[0]) == simulator.COLUMNS and len(rows) > 10
-    keys = [Workload.from_json(row[0]).key for row in rows[1:]]
-    assert keys == sorted(set(keys))
-    assert {row[8] for row in rows[1:]} == {"simulated"}
-    assert all(float(row[6]) < float(row[5]) < float(row[7]) for row in rows[1:])
+@pytest.mark.parametrize("path", sorted(shipped.shipped_folder().glob("*/*.tsv")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_files_are_what_an_export_would_be(path):
+    rows, calibrations = read(path)
+    assert to_text(rows, calibrations) == path.read_text() and not calibrations
+    assert len(rows) > 10 and len({row.workload.key for row in rows}) == len(rows)
+    (provenance,) = {row.provenance for row in rows}
+    assert provenance == ("measured" if load_target(path.parent.name).architecture == "x86_64" else "simulated")
+    assert all(row.latency.low_us < row.latency.latency_us < row.latency.high_us for row in rows)

@@ -27,7 +27,7 @@ def workload(width: int = 8) -> Workload:
 def rows() -> list[Row]:
     found = [Row(workload(width), '{"rule": "x"}', HERE, Latency(width + 1 / 3, 0.1, 99.0, 9, width > 8), 3, measured_at=AT) for width in (8, 16, 24)]
     found.append(Row(workload(8), "config", HERE, None, 3, "two\nlines,\ta tab, a \\ and a \\t", measured_at=AT))
-    found.append(Row(workload(8), "c", HERE, Latency(1.0, 1.0, 1.0, 1, False), 0, None, "simulated", "osaca 0.7", {"é": [1, None]}, AT))
+    found.append(Row(workload(8), "c", HERE, Latency(1.0, 1.0, 1.0, 0, False), 0, None, "simulated", "osaca 0.7", {"é": [1, None]}, AT))
     return found
 
 
