@@ -128,6 +128,10 @@ def new(
         Path | None,
         typer.Option("--probe-results", metavar="FILE", help="Write a complete profile of what hwprune-probe printed elsewhere."),
     ] = None,
+    rpc: Annotated[
+        str | None, typer.Option("--rpc", metavar="HOST:PORT", help="With --probe: measure a board behind TVM's RPC tracker; with --key.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="With --rpc: the board's key at the tracker.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -139,6 +143,7 @@ def new(
       hwprune targets new myboard --extends rpi4
       hwprune targets new thisbox --probe
       hwprune targets new myboard --extends rpi4 --probe-results probe.json
+      hwprune targets new myboard --extends rpi4 --probe --rpc 127.0.0.1:9190 --key myboard
     """
     with reporting(json, debug) as terminal:
         from hwprune.errors import UsageError
@@ -151,6 +156,10 @@ def new(
             raise UsageError(
                 "a profile's figures come from another profile or from a probe; give --extends T, --probe or --probe-results FILE"
             )
+        if rpc is not None and not (probe and extends):
+            raise UsageError("--rpc probes a board; give --probe, and --extends T for a profile whose code it runs")
+        if (rpc is None) != (key is None):
+            raise UsageError("--rpc and --key go together: where the tracker is, and the key of its boards")
         if name == "native" or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
             raise UsageError(
                 f"a target cannot be called {name!r}; use lower-case letters, digits, dots and dashes, and not `native`"
@@ -158,7 +167,7 @@ def new(
         if path.exists() and not force:
             raise UsageError(f"{path} exists; give another name, or --force to replace it")
         probed = probe or probe_results
-        text = _probed(terminal, name, extends, probe_results) if probed else _extending(name, str(extends))
+        text = _probed(terminal, name, extends, probe_results, rpc, key) if probed else _extending(name, str(extends))
         write_text_atomic(path, text)
 
         from hwprune import target
@@ -222,7 +231,9 @@ def _extending(name: str, base: str) -> str:
     return extending(name, target.load(base))
 
 
-def _probed(terminal: Terminal, name: str, base: str | None, results_file: Path | None) -> str:
+def _probed(
+    terminal: Terminal, name: str, base: str | None, results_file: Path | None, tracker: str | None, key: str | None
+) -> str:  # fmt: skip
     from hwprune import target
     from hwprune.costing import check_runs_here
     from hwprune.measure import probe_program, probe_results
@@ -232,6 +243,12 @@ def _probed(terminal: Terminal, name: str, base: str | None, results_file: Path 
 
     if results_file is not None:
         results, link = probe_results.read(results_file), None
+    elif tracker is not None:
+        from hwprune.measure.rpc import parse_address, probe_board
+
+        where = parse_address(tracker)
+        with terminal.task(f"probing {key}"):
+            results, link = probe_board(target.load(base), where, key, probe_program.SECONDS), None
     else:
         native = native_profile()
         vectors, link = target.load(base) if base else native, native.link

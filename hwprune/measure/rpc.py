@@ -1,22 +1,25 @@
 """Boards behind TVM's RPC tracker.
 
 The agent, the same program that a bundle has, is uploaded with a small module that starts it
-(``kernels/native/agent_rpc.c``); then library after library with its job, and results come back.
+(``kernels/native/agent_rpc.c``); then library after library with its job, and results come back. So is the probe.
 """
 
 from __future__ import annotations
 
 import socket
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-from hwprune.compile.link import ffi_includes, native_sources, run_compiler
+from hwprune.compile.link import ffi_includes, last_line, native_sources, run_compiler
 from hwprune.errors import MeasureError, UsageError
 from hwprune.fsio import write_atomic
+from hwprune.measure import probe_program, probe_results
 from hwprune.measure.agent import build_agent
 from hwprune.measure.fleet import share
 from hwprune.measure.job import Job
+from hwprune.measure.probe_results import ProbeResults
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 
@@ -71,8 +74,8 @@ def measure_job(
     write_atomic(folder / _AGENT, lambda p: build_agent(profile, p))
     write_atomic(folder / _STARTER, lambda p: build_starter(profile, p))
 
-    def connect() -> _Board:
-        return _Board(rpc.connect_tracker(*tracker).request(key, max_retry=1), folder)
+    def connect() -> _Agent:
+        return _Agent(rpc.connect_tracker(*tracker).request(key, max_retry=1), folder)
 
     parts = [only(job, number) for number in range(1, len(job.libraries))]
     limit_s = job.limits.batch_s + job.limits.hang_s + _PATIENCE_S
@@ -93,16 +96,34 @@ def only(job: Job, library: int) -> Job:
     )  # fmt: skip
 
 
-class _Board:
-    """A session with one board."""
+class _Program:
+    """A program on a board, and the session with it."""
+
+    def __init__(self, session: Any, program: Path, starter: Path):
+        self._session = session
+        for path in (program, starter):
+            session.upload(str(path))
+        self._start = session.load_module(starter.name)["hwprune_start"]
+        self._path = session.get_function("tvm.rpc.server.workpath")(program.name)
+
+    def run(self, *arguments: str) -> str:
+        """What it prints. MeasureError with the last that it says if it fails."""
+        code = self._start(self._path, *arguments)
+        if code != 0:
+            said = self._file("said.txt").strip().splitlines()
+            raise MeasureError(said[-1].removeprefix("measure: ") if said else f"the program on the board ended with code {code}")
+        return self._file("printed.txt")
+
+    def _file(self, name: str) -> str:
+        return bytes(self._session.download(name)).decode(errors="replace")
+
+
+class _Agent(_Program):
+    """The agent on a board; libraries of kernels lie in ``folder`` here."""
 
     def __init__(self, session: Any, folder: Path):
-        self._session, self._folder = session, folder
-        for name in (_AGENT, _STARTER):
-            session.upload(str(folder / name))
-        self._start = session.load_module(_STARTER)["hwprune_agent"]
-        self._path = session.get_function("tvm.rpc.server.workpath")(_AGENT)
-        self._uploaded: set[str] = set()
+        super().__init__(session, folder / _AGENT, folder / _STARTER)
+        self._folder, self._uploaded = folder, set()
 
     def measure(self, job: Job) -> str:
         for library in job.libraries:
@@ -112,13 +133,28 @@ class _Board:
         for left in ("journal.jsonl", "results.json"):
             self._session.remove(left)
         self._session.upload(bytearray(job.to_text().encode()), "job.tsv")
-        code = self._start(self._path)
-        if code != 0:
-            said = bytes(self._session.download("measure.log")).decode(errors="replace").strip().splitlines()
-            raise MeasureError(said[-1].removeprefix("measure: ") if said else f"the agent ended with code {code}")
+        self.run()
         self._session.remove(job.libraries[1].file)  # boards have little memory, and a folder there is often in it
         self._uploaded.discard(job.libraries[1].file)
-        return bytes(self._session.download("results.json")).decode()
+        return self._file("results.json")
+
+
+def probe_board(profile: TargetProfile, tracker: tuple[str, int], key: str, seconds: float) -> ProbeResults:
+    """What one of the boards called ``key`` can do at most, the probe compiled for ``profile``. Raises what ``boards``
+    raises, CompileError, and MeasureError where it fails there."""
+    from tvm import rpc
+
+    boards(tracker, key)
+    with tempfile.TemporaryDirectory(prefix="hwprune.") as folder:
+        program, starter = Path(folder, "hwprune-probe"), Path(folder, _STARTER)
+        probe_program.build(profile, program)
+        build_starter(profile, starter)
+        try:
+            board = _Program(rpc.connect_tracker(*tracker).request(key, max_retry=1), program, starter)
+            text = board.run("--vector-bits", str(profile.core.vector_bits), "--seconds", str(seconds))
+        except (RuntimeError, OSError) as err:
+            raise MeasureError(f"the board {key!r} was lost: {last_line(err)}; start its server again and probe again") from None
+    return probe_results.from_text(text, f"what the probe on {key!r} printed")
 
 
 def build_starter(profile: TargetProfile, out: Path) -> None:

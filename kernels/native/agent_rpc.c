@@ -1,5 +1,6 @@
-/* Starts the agent on a board behind TVM's RPC server: a module whose function `hwprune_agent` takes the path of the
- * agent, which lies beside its job and libraries, and returns its exit code; what it says goes to measure.log there.
+/* Starts a program on a board behind TVM's RPC server: a module whose function `hwprune_start` takes the path of the
+ * program, the agent beside its job and libraries or the probe, and the program's arguments, and returns its exit code;
+ * what it prints goes to printed.txt there, and what it says on stderr to said.txt.
  *
  * The agent runs as a program of its own and not within the server, so that it is the same program, with the same
  * threads and the same protection against kernels that crash, whichever way a device is reached.
@@ -14,7 +15,7 @@
 #include <tvm/ffi/c_api.h>
 #include <unistd.h>
 
-enum { CANNOT_START = 127, LONGEST = 4096 };
+enum { CANNOT_START = 127, LONGEST = 4096, MOST_ARGUMENTS = 8 };
 
 /* Copies a string argument with its end; 0 if it is none, or too long. */
 static int text_of(const TVMFFIAny* value, char* out) {
@@ -34,27 +35,34 @@ static int text_of(const TVMFFIAny* value, char* out) {
   return 1;
 }
 
-static void run(char* program, const char* folder) {
+static int into(const char* file, int descriptor) {
+  const int opened = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  return opened >= 0 && dup2(opened, descriptor) >= 0;
+}
+
+static void run(char* const* command, const char* folder) {
   prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody asks for the results of a session that is cut */
-  if (chdir(folder) != 0) _exit(CANNOT_START);
-  const int log = open("measure.log", O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  if (log < 0 || dup2(log, 2) < 0) _exit(CANNOT_START);
-  char* arguments[] = {program, NULL};
-  execv(program, arguments);
+  if (chdir(folder) != 0 || !into("printed.txt", 1) || !into("said.txt", 2)) _exit(CANNOT_START);
+  execv(command[0], command);
   _exit(CANNOT_START);
 }
 
-__attribute__((visibility("default"))) int32_t __tvm_ffi_hwprune_agent(void* self, const TVMFFIAny* args, int32_t count,
+__attribute__((visibility("default"))) int32_t __tvm_ffi_hwprune_start(void* self, const TVMFFIAny* args, int32_t count,
                                                                        TVMFFIAny* result) {
   (void)self;
-  char program[LONGEST], folder[LONGEST];
-  int status = CANNOT_START << 8;
-  if (count == 1 && text_of(&args[0], program) && strrchr(program, '/') != NULL) {
-    strcpy(folder, program);
+  static char texts[MOST_ARGUMENTS][LONGEST], folder[LONGEST]; /* the server runs one function at a time */
+  char* command[MOST_ARGUMENTS + 1] = {NULL};
+  int status = CANNOT_START << 8, known = count >= 1 && count <= MOST_ARGUMENTS;
+  for (int32_t i = 0; known && i < count; ++i) {
+    known = text_of(&args[i], texts[i]);
+    command[i] = texts[i];
+  }
+  if (known && strrchr(texts[0], '/') != NULL) {
+    strcpy(folder, texts[0]);
     *strrchr(folder, '/') = 0;
-    chmod(program, 0755);
+    chmod(texts[0], 0755);
     const pid_t pid = fork();
-    if (pid == 0) run(program, folder);
+    if (pid == 0) run(command, folder);
     if (pid > 0) waitpid(pid, &status, 0);
   }
   result->type_index = kTVMFFIInt;

@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from agent_fakes import LIMITS, SLEEPS, job
+from typer.testing import CliRunner
 
+from hwprune.cli import app
 from hwprune.errors import UsageError
 from hwprune.measure.importing import parse_results
 from hwprune.measure.rpc import boards, measure_job
 from hwprune.progress import Silent
+from hwprune.target import load_file
 
 pytestmark = pytest.mark.timed
 
@@ -71,6 +74,20 @@ def folder(agent, tmp_path_factory):
     for number in range(LIBRARIES + 1):
         shutil.copy(agent / "kernels.so", folder / "lib" / f"{number}.so")
     return folder
+
+
+def test_profile_of_a_board(tracker, servers, usable, tmp_path, monkeypatch):
+    profile = usable(8)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hwprune.measure.probe_program.SECONDS", 0.05)
+    where = ["--extends", profile.name, "--rpc", ":".join(map(str, tracker)), "--key", KEY]
+    done = CliRunner().invoke(app, ["targets", "new", "there", "--probe", *where])
+    assert done.exit_code == 0, done.output
+    probed = load_file(tmp_path / "targets" / "there.toml")
+    assert probed.lanes == 8 and probed.unsourced() == [] and probed.core.frequency_mhz != profile.core.frequency_mhz
+    for given, wrong in ((where, "--probe"), (["--probe", *where[:4]], "go together"), (["--probe", *where[2:]], "--extends")):
+        done = CliRunner().invoke(app, ["targets", "new", "other", *given])
+        assert done.exit_code == 2 and wrong in done.output
 
 
 def test_a_board_that_dies_is_dropped_and_nothing_is_lost(usable, agent, tracker, servers, folder, monkeypatch):
