@@ -27,10 +27,10 @@ from hwprune.checking import accuracy, random_widths
 from hwprune.compile.lower import lower
 from hwprune.cost.base import network_estimate
 from hwprune.cost.table import TableModel
-from hwprune.costing import Costing, load_target
+from hwprune.costing import DISTURBED, Costing, load_target
 from hwprune.fsio import write_text_atomic
 from hwprune.graph import analyze, trace
-from hwprune.measuring import RANDOM_CALIBRATORS, distinct, of_all_sizes, time_in_turn, uniform_networks
+from hwprune.measuring import RANDOM_CALIBRATORS, distinct, of_all_sizes, time_group, uniform_networks
 from hwprune.results import Accuracy
 from hwprune.search.space import candidate_widths
 from hwprune.search.tables import NetworkView
@@ -97,8 +97,9 @@ class Journal:
             file.write(json.dumps(row) + "\n")
 
     def of(self, model: str, number: int) -> list[dict]:
-        """The passes over a network, in order."""
-        rows = [r for r in self.rows if (r["model"], r["network"]) == (model, number)]
+        """The passes over a network, in order, but for those during which something else had the machine."""
+        least = min((r["control_us"] for r in self.rows if r["model"] == model and "control_us" in r), default=0.0)
+        rows = [r for r in self.rows if (r["model"], r["network"]) == (model, number) and r["control_us"] <= DISTURBED * least]
         return sorted(rows, key=lambda r: r["pass"])
 
 
@@ -120,10 +121,10 @@ def work(s: Subject, journal: Journal, ends: float) -> None:
             if time.monotonic() > ends:
                 return
             started = time.time()
-            taken = time_in_turn(s.view, s.cost, [s.networks[n] for n in waiting])
+            taken, control_us = time_group(s.view, s.cost, [s.networks[n] for n in waiting])
             seconds = (time.time() - started) / len(waiting)
             for n, us in zip(waiting, taken):
-                journal.add(model=s.name, network=n, **{"pass": number}, latency_us=us, seconds=seconds, at=started)
+                journal.add(model=s.name, network=n, **{"pass": number}, latency_us=us, control_us=control_us, seconds=seconds, at=started)
 
 
 def judge(s: Subject, journal: Journal, ends: float) -> None:
@@ -200,6 +201,7 @@ def thousand(s: Subject) -> float:
 
 def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
     rows, kernels, checks, notes = [], [], [], []
+    groups = disturbed = 0
     for name in options.models:
         with subject(name, options, progress) as s:
             table = errors(s, journal, s.cost.model)
@@ -213,6 +215,10 @@ def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
             rows += [row(name, "table", table, "measured"), row(name, f"surrogate, {SHARE:.0%} of the table", sparse, "analytic")]
             kernels.append(kernel_errors(s))
             checks += [(name, *check) for check in held(table, sparse, thousand(s))]
+            timed = {r["at"]: r for r in journal.rows if r["model"] == name and "control_us" in r}
+            least = min(r["control_us"] for r in timed.values())
+            groups += len(timed)
+            disturbed += sum(r["control_us"] > DISTURBED * least for r in timed.values())
             seconds = [r["seconds"] for r in journal.rows if r["model"] == name and "seconds" in r]
             notes.append(f"{name}: a network took {np.mean(seconds):.1f} s to link and time once its kernels were measured.")
     return report.write(
@@ -222,6 +228,8 @@ def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
         [*notes,
          f"Networks: {', '.join(options.models)}; groups keep candidate widths at random, around a share that is drawn anew for each network; "
          f"the dense network, three uniform and {RANDOM_CALIBRATORS} random ones calibrate, all others are only predicted.",
+         f"Networks are timed in groups of {BATCH}, beside the dense one: a group in which that one took more than {DISTURBED - 1:.0%} longer than in "
+         f"its fastest does not count and is timed another time ({disturbed} of {groups} groups).",
          "Test-retest: median absolute difference of two timings of the same network in different runs, apart by the time that the runs between them take.",
          f"The surrogate is told {SHARE:.0%} of the measured kernels of these networks, and answers for all of them; mean of {DRAWS} draws.",
          "A thousand predictions: of the surrogate, all of them computed; traits and analytic latency of a kernel that was asked of before are kept."],

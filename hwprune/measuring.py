@@ -124,13 +124,16 @@ def time_in_turn(view: NetworkView, cost: Costing, networks: Sequence[Widths], d
     """Microseconds of each network, linked from the best kernels that were measured."""
     found: list[float] = []
     for start in range(0, len(networks), _IN_TURN):
-        programs = {
-            str(i): cost.measurer.program(view.network, view.graph.shapes(chosen))
-            for i, chosen in enumerate(networks[start : start + _IN_TURN])
-        }
-        found += [latency.latency_us for latency in cost.measurer.time_programs(programs)]
-        done(len(programs))
+        group = networks[start : start + _IN_TURN]
+        found += time_group(view, cost, group)[0]
+        done(len(group))
     return found
+
+
+def time_group(view: NetworkView, cost: Costing, networks: Sequence[Widths]) -> tuple[list[float], float]:
+    """Microseconds of each network, and of the dense one, all timed in turn in one run."""
+    dense, *programs = (cost.measurer.program(view.network, view.graph.shapes(chosen)) for chosen in ({}, *networks))
+    return cost.timed(dense, programs)
 
 
 def distinct(workloads: Sequence[Workload]) -> list[Workload]:

@@ -80,3 +80,12 @@ def test_what_was_timed_is_found_again(cost):
     for n in (dense, narrow):
         cost.calibrate(n)
     assert predicted(cost, narrow) == pytest.approx(30.0)
+
+
+def test_networks_are_timed_again_while_the_one_beside_them_is_slow(cost, monkeypatch):
+    dense, narrow = (cost.measurer.program(network(width)) for width in (32, 16))
+    answers = [[40.0, 30.0], [60.0, 45.0], [41.0, 31.0], [55.0, 41.0], [50.0, 37.0], [56.0, 42.0], [57.0, 43.0]]
+    monkeypatch.setattr(cost.measurer, "time_programs", lambda programs: [Latency(us, us, us, 9, False) for us in answers.pop(0)])
+    assert cost.timed(dense, [narrow]) == ([30.0], 40.0)
+    assert cost.timed(dense, [narrow]) == ([31.0], 41.0) and len(cost.slept) == 1
+    assert cost.timed(dense, [narrow]) == ([37.0], 50.0) and answers == []  # of four the least disturbed

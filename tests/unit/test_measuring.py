@@ -21,10 +21,8 @@ def device():
     found = Device()
     found.prior = found.analytic
     found.store = SimpleNamespace(path="store")
-    found.measurer = SimpleNamespace(
-        program=lambda network, shapes: network.workloads(shapes),
-        time_programs=lambda programs: [SimpleNamespace(latency_us=found.network_us(p)) for p in programs.values()],
-    )
+    found.measurer = SimpleNamespace(program=lambda network, shapes: network.workloads(shapes))
+    found.timed = lambda control, programs: ([found.network_us(p) for p in programs], found.network_us(control))
     return found
 
 
