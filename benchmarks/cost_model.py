@@ -3,7 +3,7 @@
     python -m benchmarks.cost_model --store cost.sqlite --journal cost.jsonl --seconds 600     as often as it takes
     python -m benchmarks.cost_model --store cost.sqlite --journal cost.jsonl --report
 
-Works through kernels first, then times the networks twice each. All that it does is kept in the store and the journal as it
+Works through kernels first, then times the networks, some of them twice. All that it does is kept in the store and the journal as it
 is done: a call that ends, after ``--seconds`` or by a kill, is continued by the next. ``--report`` writes results/cost_model.md
 from them. The networks' kernels are linked with the schedules that were measured, over random constants.
 """
@@ -38,9 +38,8 @@ from hwprune.terminal import reporting
 from hwprune.workload import Workload
 
 MODELS = ("resnet56_cifar", "resnet18", "mobilenet_v2")
-PASSES = 2
-#: Networks that are timed in one run, and seconds at least between the two passes over a network.
-BATCH, APART_S = 8, 20.0
+#: Networks that are timed in one run. Every fourth of these groups is timed twice, at least so many seconds apart.
+BATCH, RETESTED, APART_S = 8, 4, 20.0
 #: Share of the table that the surrogate is told, and how often it is drawn.
 SHARE, DRAWS = 0.1, 5
 #: What is held: median error (or so many times that of the measurement), 95th percentile, rank correlation, surrogate's median.
@@ -113,8 +112,8 @@ def work(s: Subject, journal: Journal, ends: float) -> None:
                 s.cost.measurer.ensure([workload])
     s.cost.model.refresh()
     judge(s, journal, ends)
-    for number in range(PASSES):
-        for start in range(0, len(s.networks), BATCH):
+    for number in range(2):
+        for start in range(0, len(s.networks), BATCH * (RETESTED if number else 1)):
             waiting = [n for n in range(start, min(start + BATCH, len(s.networks))) if due(journal.of(s.name, n), number)]
             if not waiting:
                 continue
@@ -152,7 +151,7 @@ def errors(s: Subject, journal: Journal, model: TableModel) -> Accuracy | None:
     model.fit([(s.kernels(n), float(np.mean([r["latency_us"] for r in timed[n]]))) for n in calibrating])
     predicted = [network_estimate(model, s.kernels(n)).latency_us for n in checked]
     first = [timed[n][0]["latency_us"] for n in checked]
-    again = [timed[n][1]["latency_us"] if len(timed[n]) == PASSES else np.nan for n in checked]
+    again = [timed[n][1]["latency_us"] if len(timed[n]) > 1 else np.nan for n in checked]
     return accuracy(predicted, first, again)
 
 
@@ -230,7 +229,8 @@ def write(options: argparse.Namespace, journal: Journal, progress) -> Path:
          f"the dense network, three uniform and {RANDOM_CALIBRATORS} random ones calibrate, all others are only predicted.",
          f"Networks are timed in groups of {BATCH}, beside the dense one: a group in which that one took more than {DISTURBED - 1:.0%} longer than in "
          f"its fastest does not count and is timed another time ({disturbed} of {groups} groups).",
-         "Test-retest: median absolute difference of two timings of the same network in different runs, apart by the time that the runs between them take.",
+         f"Test-retest: median absolute difference of two timings of the same network in different runs, for every {RETESTED}th group, apart by the time "
+         "that the runs between them take.",
          f"The surrogate is told {SHARE:.0%} of the measured kernels of these networks, and answers for all of them; mean of {DRAWS} draws.",
          "A thousand predictions: of the surrogate, all of them computed; traits and analytic latency of a kernel that was asked of before are kept."],
     )  # fmt: skip
@@ -271,7 +271,7 @@ def main() -> None:
         for name in options.models:
             with subject(name, options, bars) as s:
                 work(s, journal, ends)
-                left = [n for n in range(len(s.networks)) if len(journal.of(name, n)) < PASSES]
+                left = [n for n in range(len(s.networks)) if not journal.of(name, n)]
                 unknown = {w.key for n in left for w in s.kernels(n) if not s.cost.model.is_measured(w)}
                 print(f"{name}: {len(left)} of {len(s.networks)} networks and {len(unknown)} kernels are left")
             if time.monotonic() > ends:
