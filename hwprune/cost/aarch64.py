@@ -53,12 +53,22 @@ def compiled(lines: Sequence[str], label: str, following: str | None) -> Callabl
     body: list[str] = []
     for line in lines:
         body += _translate(line, following)
+    _test_in_place(lines, body)
     if not body or not body[-1].startswith("return"):
         body.append(f"return {following!r}")
     source = "def step(m):\n x = m.x\n" + "".join(f" {line}\n" for line in body)
     scope = {"signed": signed, "M": _MASK}
     exec(compile(source, f"<{label}>", "exec"), scope)  # text made of the patterns below, nothing that a user wrote
     return scope["step"]
+
+
+def _test_in_place(lines: Sequence[str], body: list[str]) -> None:
+    """A branch on two numbers that its own block compared needs nobody to look the condition up: most of a kernel's do."""
+    condition = re.match(r"b\.(\w+) ", lines[-1]) if lines else None
+    flags = [statement for statement in body if "m.flags" in statement]
+    sign = {"eq": "==", "ne": "!=", "hs": ">=", "cs": ">=", "lo": "<", "cc": "<", "hi": ">", "ls": "<="}.get(condition[1]) if condition else None
+    if sign and flags and flags[-1].startswith("m.flags = ("):
+        body[-1] = body[-1].replace(f"m.holds({condition[1]!r})", f"m.flags[0] {sign} m.flags[1]")
 
 
 def _operands(text: str) -> list[str]:

@@ -6,7 +6,8 @@ import re
 from typing import Mapping
 
 _REGISTER = re.compile(r"\b([vqdsbhxw])(\d+)\b|\b(sp)\b")
-_FLAGS = "nzcv"
+#: Name of the condition flags.
+FLAGS = "nzcv"
 _SETS_FLAGS = re.compile(r"(cmp|cmn|tst|subs|adds|ands|bics|fcmpe?|ccmp|ccmn)\b")
 _READS_FLAGS = re.compile(r"(b\.\w+|csel|cset|csetm|csinc|csinv|csneg|cinc|cinv|cneg|fcsel|adc|sbc|ccmp|ccmn)\b")
 #: What is in the register of the result before counts.
@@ -28,9 +29,9 @@ def accesses(text: str, latency: float) -> tuple[frozenset[str], Mapping[str, fl
     if memory and _ADDRESS_MOVES.search(text):
         writes[memory[0]] = 1
     if _SETS_FLAGS.match(text):
-        writes[_FLAGS] = latency
+        writes[FLAGS] = latency
     own = names[:1] if _ADDS_TO_RESULT.match(text) else []
-    flags = [_FLAGS] if _READS_FLAGS.match(text) else []
+    flags = [FLAGS] if _READS_FLAGS.match(text) else []
     return frozenset([*names[results:], *memory, *own, *flags]), writes
 
 

@@ -8,7 +8,7 @@ from one iteration to the next shows as the time that an iteration takes longer 
 for ports.
 
 Registers, lanes and offsets aside, kernels consist of few different instructions; each of these is looked up once. What OSACA has no
-figures for is in ``figures/CORE.tsv``, each row with its source.
+figures for is in ``figures/MODEL.tsv``, each row with its source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import count
-from typing import Mapping, Sequence
+from typing import Sequence
 
 from hwprune.cost.operands import accesses
 
@@ -30,6 +30,7 @@ _REGISTER = re.compile(r"\b(?:([vqdsbhxw])\d+|([xw])zr)\b")
 _LANE = re.compile(r"(\.[bhsd])\[\d+\]")
 #: A whole number that is no shift, no scale of an address and no part of a floating-point number.
 _NUMBER = re.compile(r"(?<!lsl )(?<!lsr )(?<!asr )(?<!xtw )(?<!xtx )#-?(?:0x[0-9a-f]+|\d+)(?![\d.])")
+_FLOAT = re.compile(r"#-?\d+\.\d+")
 _TARGET = re.compile(r"\.L\w+")
 
 #: Cycles that an instruction keeps one of some ports.
@@ -49,7 +50,7 @@ def form(line: str) -> str:
     """``line`` without what makes no difference to how long it takes: which registers, lanes, offsets and labels."""
     number = count()
     text = _REGISTER.sub(lambda found: f"{found[1] or found[2]}{next(number)}", _TARGET.sub(".L", line))
-    return _NUMBER.sub("#16", _LANE.sub(r"\1[0]", text))
+    return _FLOAT.sub("#1.0", _NUMBER.sub("#16", _LANE.sub(r"\1[0]", text)))
 
 
 def bounds(lines: Sequence[str], model: str, *, carried: bool) -> tuple[float, float, list[str]]:
@@ -90,21 +91,24 @@ def _chain(lines: Sequence[str], figures: Sequence[Figures]) -> float:
 
 @lru_cache(maxsize=None)
 def figures_of(model: str, instruction: str) -> Figures:
-    """Figures of an instruction as ``form`` writes it."""
-    return _supplement(model).get(instruction) or _by_osaca(model, instruction)
+    """Figures of an instruction as ``form`` writes it: OSACA's, or where it has none those of ``figures/MODEL.tsv``."""
+    found = _by_osaca(model, instruction)
+    if found.known:
+        return found
+    return next((figures for pattern, figures in _supplement(model) if pattern.fullmatch(instruction)), found)
 
 
 @lru_cache
-def _supplement(model: str) -> Mapping[str, Figures]:
-    """Form -> figures, of ``figures/MODEL.tsv``. ``uses``: cycles and ports, as in ``1:05 0.5:4``."""
+def _supplement(model: str) -> Sequence[tuple[re.Pattern, Figures]]:
     path = resources.files("hwprune.cost").joinpath(f"figures/{model}.tsv")
     if not path.is_file():
-        return {}
+        return ()
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    found = {}
-    for row in csv.DictReader(lines, delimiter="\t"):
+    found = []
+    for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
         uses = (part.split(":") for part in row["uses"].split())
-        found[row["form"]] = Figures(tuple((float(c), frozenset(ports)) for c, ports in uses), float(row["latency"]))
+        figures = Figures(tuple((float(cycles), frozenset(ports)) for cycles, ports in uses), float(row["latency"]))
+        found.append((re.compile(row["form"]), figures))
     return found
 
 

@@ -172,8 +172,6 @@ class Loops:
 
     def _expression(self, e: Any, into: Loop) -> None:
         if isinstance(e, tvm.ir.TensorLoad):
-            for index in e.indices:
-                self._expression(index, into)
             self._access(e.source, e.indices, into)
         elif isinstance(e, tirx.Let):
             self._expression(e.value, into)
@@ -263,5 +261,12 @@ def _parts(e: Any) -> Iterable[Any]:
     """The operands of an expression."""
     if isinstance(e, tvm.ir.Call):
         return e.args
-    names = ("a", "b", "value", "condition", "true_value", "false_value", "base")
-    return [part for name in names if isinstance(part := getattr(e, name, None), tirx.Expr)]
+    names = _OPERANDS.get(type(e))
+    if names is None:
+        names = tuple(n for n in ("a", "b", "value", "condition", "true_value", "false_value", "base") if hasattr(e, n))
+        _OPERANDS[type(e)] = names
+    return [part for name in names if isinstance(part := getattr(e, name), tirx.Expr)]
+
+
+#: Kind of expression -> names of its operands, as far as any was met.
+_OPERANDS: dict[type, tuple[str, ...]] = {}
