@@ -109,4 +109,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from hwprune import processes  # its exceptions are those that the caller knows
+
+    processes.main()

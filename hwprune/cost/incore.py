@@ -82,7 +82,7 @@ class Prediction:
 
 def inner_loops(assembly: str, architecture: str) -> list[Loop]:
     """Loops of ``assembly`` that hold no other loop."""
-    lines = [line.strip().split("//")[0].rstrip() for line in assembly.splitlines()]
+    lines = [" ".join(line.split("//")[0].split()) for line in assembly.splitlines()]
     lines = [line for line in lines if line]
     labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
     spans = []

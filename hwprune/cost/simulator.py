@@ -20,7 +20,7 @@ from hwprune.measure.device import available_cores, software
 from hwprune.measure.estimate import Latency
 from hwprune.measure.measurer import spread_bytes
 from hwprune.measure.store import Context, Measurement, Store
-from hwprune.processes import Processes
+from hwprune.processes import Processes, ProcessLost
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -114,7 +114,7 @@ class Simulator:
     def _keep(self, workload: Workload, answer: Callable[[], tuple[Config, Simulation]], looked_at: int) -> None:
         try:
             config, found = answer()
-        except (NoLatency, Infeasible, CompileError) as err:
+        except (NoLatency, Infeasible, CompileError, ProcessLost) as err:
             first = candidates(workload, self.profile, self.exact)[0]
             self.store.record_failure(workload, first.to_text(), self.context, str(err), looked_at)
             return

@@ -15,7 +15,7 @@ from hwprune.cost.simulated import Simulation, simulate, slowest
 from hwprune.costing import Costing, load_target
 from hwprune.errors import NoLatency
 from hwprune.graph import trace
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, multiply_adds
 from hwprune.kernels.schedule import Config
 from hwprune.measure.estimate import Latency
 from hwprune.measure.store import Store
@@ -214,11 +214,36 @@ def test_the_fastest_of_those_that_can_be_simulated(monkeypatch):
 
     monkeypatch.setattr(simulated, "simulate", pretended)
     monkeypatch.setattr(simulated, "moved", lambda workload, profile, config, cold: (0, far[config] * 10**6, 0))
+    monkeypatch.setattr(simulated, "least_us", lambda workload, profile, config: 0.0)
     config, found = simulated.best(None, BOARD, offered, built=4)
     # the first of each rule; of the others those that move least, so that d is never compiled
     assert set(built) == {a, b, c, e} and (config, found.cycles) == (e, 7e5)
     with pytest.raises(NoLatency, match="depends on data"):
         simulated.best(None, BOARD, [b])
+
+
+def test_what_has_lost_by_its_multiply_adds_alone_is_not_compiled(monkeypatch):
+    slow, quick, other = offered = [Config.make("direct"), Config.make("few", n=0), Config.make("few", n=1)]
+    built = []
+
+    def pretended(workload, profile, config, *, cold_constants):
+        built.append(config)
+        return Simulation({quick: 6e5, other: 5e5}[config], 0, 0, 0)
+
+    monkeypatch.setattr(simulated, "simulate", pretended)
+    monkeypatch.setattr(simulated, "moved", lambda workload, profile, config, cold: (0, 0, 0))
+    monkeypatch.setattr(simulated, "least_us", lambda workload, profile, config: 1000.0 if config == slow else 100.0)
+    assert simulated.best(None, BOARD, offered, built=3)[0] == other and built == [quick, other]
+
+
+def test_winograd_multiplies_least():
+    (workload,) = (w for w in lower(trace(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).eval(), torch.randn(1, 8, 12, 12)), BOARD).workloads()
+                   if w.anchor is not None)  # fmt: skip
+    direct, four = (Config.make("conv_lane"), Config.make("winograd", m=4))
+    assert multiply_adds(workload, direct) == workload.macs == 12 * 12 * 16 * 8 * 9
+    assert multiply_adds(workload, four) == workload.macs / 4
+    # 4 cores, a vector of 4 a cycle at 1500 MHz
+    assert simulated.least_us(workload, BOARD, direct) == pytest.approx(workload.macs / 16 / 1500)
 
 
 @pytest.mark.parametrize("path", sorted(simulator.shipped_folder().glob("*/*.tsv")), ids=lambda p: f"{p.parent.name}/{p.stem}")
