@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hwprune.cost.simulated import Simulation
 
 #: Bumped when the model answers otherwise for the same kernel and profile.
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 #: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a fiftieth of a second,
 #: compiling one and counting what runs a fifth of one.
 EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
