@@ -18,9 +18,9 @@ from hwprune.kernels.schedule import Config
 
 #: Of the core's multiply-add throughput.
 LEAST_FRACTION = 0.85
-#: Where the first candidate is known to stay below: 90 outputs are 23 vectors, a prime, so that a tile is one vector wide, and
-#: with 13 steps LLVM does not unroll; on the in-order core each iteration waits for its first loads.
-KNOWN_BELOW = {("A53", (53, 90, 3, 14)): 0.75}
+#: Where the first candidate is known to stay below: with 13 steps, a prime, LLVM does not unroll without a way out in between,
+#: and the in-order core waits for the first loads of each step.
+KNOWN_BELOW = {("A53", (53, 90, 3, 14)): 0.84}
 #: Instructions that OSACA may not know without making the prediction worthless: additions and compares of loop counters.
 _COUNTING = re.compile(r"(add|sub|subs|cmp|mov)\s+[xw]")
 

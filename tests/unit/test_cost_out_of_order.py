@@ -55,6 +55,8 @@ def test_shifts_and_kinds_of_registers_do():
         ("fmla v0.4s, v1.4s, v2.s[1]", {"v0", "v1", "v2"}, {"v0": 7}),
         ("ldp q1, q2, [x3], #32", {"x3"}, {"v1": 7, "v2": 7, "x3": 1}),
         ("str q1, [x3, x4]", {"v1", "x3", "x4"}, {}),
+        ("str q1, [x3, #16]!", {"v1", "x3"}, {"x3": 1}),
+        ("cmp x1, #4", {"x1"}, {"nzcv": 7}),
         ("subs w9, w9, #1", {"x9"}, {"x9": 7, "nzcv": 7}),
         ("b.ne .L", {"nzcv"}, {}),
         ("prfm pldl1keep, [x5, x6]", {"x5", "x6"}, {}),
