@@ -14,20 +14,26 @@ from hwprune.errors import NoLatency
 
 #: Lowest and highest value, and how many different ones there are at most.
 Span = tuple[int, int, int]
-#: Variable -> the values that it takes; one that is not in it is 0.
-Where = Mapping[tirx.Var, Span]
+#: ``number_of(variable)`` -> the values that it takes; one that is not in it is 0.
+Where = Mapping[int, Span]
 Interval = Callable[[Where], Span]
 
 _ZERO: Span = (0, 0, 1)
 
 
-def interval(e: Any, bound: Mapping[tirx.Var, Interval]) -> Interval:
+def number_of(var: tirx.Var) -> int:
+    """What stands for a variable in a dictionary: comparing two of them takes TVM long."""
+    return hash(var)
+
+
+def interval(e: Any, bound: Mapping[int, Interval]) -> Interval:
     """``e`` as a function of where its variables are. ``bound``: variables that stand for expressions. NoLatency if it is not understood."""
     if isinstance(e, (int, tirx.IntImm)):
         value: Span = (int(e), int(e), 1)
         return lambda where: value
     if isinstance(e, tirx.Var):
-        return bound[e] if e in bound else lambda where: where.get(e, _ZERO)
+        number = number_of(e)
+        return bound[number] if number in bound else lambda where: where.get(number, _ZERO)
     if isinstance(e, (tirx.Cast, tirx.Broadcast)):
         return interval(e.value, bound)
     if isinstance(e, tirx.Ramp):

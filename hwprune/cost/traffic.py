@@ -18,7 +18,7 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import transform
 
-from hwprune.cost.intervals import Interval, Span, Where, interval
+from hwprune.cost.intervals import Interval, Span, Where, interval, number_of
 from hwprune.errors import NoLatency
 
 LINE_BYTES = 64
@@ -74,7 +74,7 @@ class Loops:
         plain = _lowered(function)
         self.buffers: list[tirx.Buffer] = list(plain.params)
         self.arguments = len(self.buffers)
-        self._bound: dict[tirx.Var, Interval] = {}
+        self._bound: dict[int, Interval] = {}
         self._number = {b: n for n, b in enumerate(self.buffers)}
         self._statement(plain.body, self.root)
 
@@ -102,7 +102,7 @@ class Loops:
             accesses = [c for c in node.children if isinstance(c, Access)]
             loops = [self._traffic(c, fixed, cache, shared) for c in node.children if isinstance(c, Loop)]
             return _sum([*loops, self._footprint(Loop(children=accesses), fixed)])
-        inside = {**fixed, node.var: _at(node.low, fixed)}
+        inside = {**fixed, number_of(node.var): _at(node.low, fixed)}
         if sum(self._footprint(node.body, inside).values()) <= cache:
             return whole
         extent = node.extent(fixed)[1]
@@ -116,7 +116,7 @@ class Loops:
         whole = self._footprint(node.of(extent), fixed)
         if sum(whole.values()) <= cache:
             return whole
-        inside = {**fixed, node.var: _at(node.low, fixed)}
+        inside = {**fixed, number_of(node.var): _at(node.low, fixed)}
         one = self._footprint(node.body, inside)
         each = self._traffic(node.body, inside, cache // min(self.threads, extent), shared)
         # threads run abreast: what all of them read comes once for all, what is a task's own once for each
@@ -134,7 +134,7 @@ class Loops:
                 parts = self._boxes(node.children, where)
             else:
                 low, extent = node.low(where)[1], max(node.extent(where)[1], 1)
-                parts = self._boxes(node.children, {**where, node.var: (low, low + extent - 1, extent)})
+                parts = self._boxes(node.children, {**where, number_of(node.var): (low, low + extent - 1, extent)})
             for number, box in parts.items():
                 found[number] = _joined(found[number], box) if number in found else box
         return found
@@ -190,7 +190,7 @@ class Loops:
                 read.append(interval(value, self._bound))
             return read[0](where)
 
-        self._bound[var] = bound
+        self._bound[number_of(var)] = bound
 
     def _access(self, buffer: tirx.Buffer, indices: Sequence[Any], into: Loop) -> None:
         if buffer not in self._number:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.cifar10_resnet56.model import resnet56
 from torch import nn
 
 from hwprune.compile.lower import lower
@@ -196,6 +197,19 @@ def test_shipped_rows_count_for_the_same_kernels_only(tmp_path, monkeypatch):
 
 def test_arm_is_answered_by_what_ships_for_rpi4():
     assert simulator.context(load_target("arm"), 0) == simulator.context(load_target("rpi4"), 0)
+
+
+def test_a_search_for_arm_starts_from_what_ships(tmp_path, monkeypatch):
+    """Fails when kernels, profile or model changed: then `python -m benchmarks.cost_models` is due."""
+    monkeypatch.setattr(incore, "missing_tool", lambda profile: None)
+    profile = load_target("arm")
+    traced = trace(resnet56().eval(), torch.zeros(1, 3, 32, 32))
+    dense = lower(traced, profile)
+    with Costing(profile, tmp_path / "store.sqlite", weights_bytes=dense.weight_bytes()) as cost:
+        known = [cost.model.is_measured(w) for w in dense.workloads()]
+        assert all(known) and {e.provenance for e in cost.model.predict(dense.workloads())} == {"simulated"}
+        missing = [w for w in dense.workloads() if cost.simulator._effort(w) < max(n for n, _ in simulator.EFFORTS.values())]
+        assert missing == []  # nothing of the dense network is simulated again
 
 
 # --- which schedule ---------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +75,14 @@ def test_closed_they_are_gone():
         pid = one.submit("pid").result()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_if_hwprune_is_killed_they_end():
+    text = "from hwprune.processes import Processes\nimport time\nprint(Processes('test_processes:work', 1).submit('pid').result(), flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as user:
+        pid = int(user.stdout.readline())
+        user.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
