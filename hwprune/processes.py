@@ -97,7 +97,8 @@ def serve(function: str, requests: BinaryIO, answers: BinaryIO) -> None:
         except PASSED_ON as err:
             answer = False, err
         except Exception as err:
-            answer = False, ProcessLost(f"{function} failed: {type(err).__name__}: {str(err).strip().splitlines()[-1] if str(err) else ''}")
+            last = (str(err).strip().splitlines() or [""])[-1]
+            answer = False, ProcessLost(f"{function} failed: {type(err).__name__}: {last}")
         pickle.dump(answer, answers)
         answers.flush()
 

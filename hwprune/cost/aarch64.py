@@ -62,11 +62,15 @@ def compiled(lines: Sequence[str], label: str, following: str | None) -> Callabl
     return scope["step"]
 
 
+#: Conditions that are a comparison of numbers without sign.
+_SIGNS = {"eq": "==", "ne": "!=", "hs": ">=", "cs": ">=", "lo": "<", "cc": "<", "hi": ">", "ls": "<="}
+
+
 def _test_in_place(lines: Sequence[str], body: list[str]) -> None:
     """A branch on two numbers that its own block compared needs nobody to look the condition up: most of a kernel's do."""
     condition = re.match(r"b\.(\w+) ", lines[-1]) if lines else None
     flags = [statement for statement in body if "m.flags" in statement]
-    sign = {"eq": "==", "ne": "!=", "hs": ">=", "cs": ">=", "lo": "<", "cc": "<", "hi": ">", "ls": "<="}.get(condition[1]) if condition else None
+    sign = _SIGNS.get(condition[1]) if condition else None
     if sign and flags and flags[-1].startswith("m.flags = ("):
         body[-1] = body[-1].replace(f"m.holds({condition[1]!r})", f"m.flags[0] {sign} m.flags[1]")
 

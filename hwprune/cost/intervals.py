@@ -27,7 +27,10 @@ def number_of(var: tirx.Var) -> int:
 
 
 def interval(e: Any, bound: Mapping[int, Interval]) -> Interval:
-    """``e`` as a function of where its variables are. ``bound``: variables that stand for expressions. NoLatency if it is not understood."""
+    """``e`` as a function of where its variables are. NoLatency if it is not understood.
+
+    bound : variables that stand for expressions.
+    """
     if isinstance(e, (int, tirx.IntImm)):
         value: Span = (int(e), int(e), 1)
         return lambda where: value

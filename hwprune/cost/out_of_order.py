@@ -7,8 +7,8 @@ best: for each set of ports, the cycles of what runs on none but these, over how
 from one iteration to the next shows as the time that an iteration takes longer than the one before it where nothing waits
 for ports.
 
-Registers, lanes and offsets aside, kernels consist of few different instructions; each of these is looked up once. What OSACA has no
-figures for is in ``figures/MODEL.tsv``, each row with its source.
+Registers, lanes and offsets aside, kernels consist of few different instructions; each of these is looked up once. What OSACA
+has no figures for is in ``figures/MODEL.tsv``, each row with its source.
 """
 
 from __future__ import annotations

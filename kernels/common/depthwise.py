@@ -52,10 +52,11 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 def _tiles(workload: Workload, profile: TargetProfile) -> list[tuple[int, int]]:
     """(pixels, vectors) of a register tile: accumulators, and the input and the weights of a row of the kernel."""
     _, _, ow, channels = workload.output.shape
+    registers = profile.core.vector_registers
     return sorted({
         (Runs(ow, wt).largest, cov)
         for wt in range(1, min(ow, 14) + 1) for cov in (1, 2, 3)
-        if channels // profile.lanes % cov == 0 and wt * cov + _operands(workload, profile, wt, cov) <= profile.core.vector_registers
+        if channels // profile.lanes % cov == 0 and wt * cov + _operands(workload, profile, wt, cov) <= registers
     })  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def test_registers_lanes_and_offsets_make_no_difference(line, same):
 
 
 def test_shifts_and_kinds_of_registers_do():
-    texts = ["add x0, x1, x2", "add w0, w1, w2", "add x0, x1, x2, lsl #2", "add x0, x1, x2, lsl #7", "ldr q0, [x1]", "ldr d0, [x1]"]
+    sums = ["add x0, x1, x2", "add w0, w1, w2", "add x0, x1, x2, lsl #2", "add x0, x1, x2, lsl #7"]
+    texts = [*sums, "ldr q0, [x1]", "ldr d0, [x1]"]
     assert len({form(text) for text in texts}) == len(texts)
 
 
@@ -86,8 +87,8 @@ def test_independent_multiply_adds_wait_for_none_but_themselves():
 
 #: What Winograd's transforms and the activations of a network consist of beside multiply-adds.
 OTHERS = (
-    "mov v0.16b, v1.16b", "movi v0.2d, #0000000000000000", "fmov v0.4s, #4.00000000", "fmaxnm v0.4s, v1.4s, v2.4s", "ld1r { v0.4s }, [x1], #4",
-    "prfm pldl1keep, [x1, x2]", "ldp s0, s1, [x2, #24]", "add x1, x2, w3, sxtw #2", "movk w1, #3, lsl #16", "mov w1, w2",
+    "mov v0.16b, v1.16b", "movi v0.2d, #0000000000000000", "fmov v0.4s, #4.00000000", "fmaxnm v0.4s, v1.4s, v2.4s",
+    "ld1r { v0.4s }, [x1], #4", "prfm pldl1keep, [x1, x2]", "ldp s0, s1, [x2, #24]", "add x1, x2, w3, sxtw #2", "movk w1, #3, lsl #16", "mov w1, w2",
 )  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def test_what_winograd_and_activations_use_takes_time(model, line):
 
 
 def test_what_nobody_knows_is_named():
-    assert bounds(["fmla v0.4s, v1.4s, v2.4s", "tbx v0.8b, { v1.16b }, v2.8b"], "A72", carried=True)[2] == ["tbx v0.8b, { v1.16b }, v2.8b"]
+    strange = "tbx v0.8b, { v1.16b }, v2.8b"
+    assert bounds(["fmla v0.4s, v1.4s, v2.4s", strange], "A72", carried=True)[2] == [strange]
 
 
 @pytest.mark.parametrize("model", ["A72", "N1"])
@@ -114,7 +116,8 @@ def test_every_added_figure_has_a_source_and_ports_that_osaca_has(model):
 
 def test_osaca_agrees_where_it_is_asked_itself():
     """Ports of a loop as OSACA shares them, in steps of a hundredth of a cycle."""
-    lines = [*(f"fmla v{n}.4s, v30.4s, v31.4s" for n in range(6)), "ldr q1, [x1, #16]", "ldp q2, q3, [x2, #32]", "str q0, [x3]", "add x1, x1, #16"]
+    others = ["ldr q1, [x1, #16]", "ldp q2, q3, [x2, #32]", "str q0, [x3]", "add x1, x1, #16"]
+    lines = [*(f"fmla v{n}.4s, v30.4s, v31.4s" for n in range(6)), *others]
     parser, semantics = out_of_order._osaca("A72")
     kernel = [parser.parse_line(line, number) for number, line in enumerate(lines, 1)]
     semantics.normalize_instruction_forms(kernel)

@@ -251,8 +251,8 @@ def test_what_has_lost_by_its_multiply_adds_alone_is_not_compiled(monkeypatch):
 
 
 def test_winograd_multiplies_least():
-    (workload,) = (w for w in lower(trace(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).eval(), torch.randn(1, 8, 12, 12)), BOARD).workloads()
-                   if w.anchor is not None)  # fmt: skip
+    module = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).eval()
+    (workload,) = (w for w in lower(trace(module, torch.randn(1, 8, 12, 12)), BOARD).workloads() if w.anchor is not None)
     direct, four = (Config.make("conv_lane"), Config.make("winograd", m=4))
     assert multiply_adds(workload, direct) == workload.macs == 12 * 12 * 16 * 8 * 9
     assert multiply_adds(workload, four) == workload.macs / 4
