@@ -101,16 +101,19 @@ def best(
     """The fastest of ``offered`` by simulation, and what makes its latency.
 
     built : so many are compiled: the first of each rule, and those that would be the fastest with the arithmetic of their
-        rule's first one and the bytes that they move themselves. One whose multiply-adds alone take longer than the fastest
-        so far has lost without that.
+        rule's first one and the bytes that they move themselves. One whose multiply-adds alone, or whose rule's arithmetic,
+        takes longer than the fastest so far has lost without that.
     NoLatency or Infeasible: none of those can be simulated.
     """
     firsts = sorted({c.rule: c for c in reversed(offered)}.values(), key=lambda c: least_us(workload, profile, c))
     found: dict[Config, Simulation] = {}
     refused: list[NoLatency | Infeasible] = []
 
+    def fastest_us() -> float:
+        return min((s.latency_us(profile) for s in found.values()), default=math.inf)
+
     def attempt(config: Config) -> None:
-        if least_us(workload, profile, config) > min((s.latency_us(profile) for s in found.values()), default=math.inf):
+        if least_us(workload, profile, config) > fastest_us():
             return
         try:
             found[config] = simulate(workload, profile, config, cold_constants=cold_constants)
@@ -122,13 +125,14 @@ def best(
 
     for config in firsts:
         attempt(config)
-    cycles = {config.rule: simulation.cycles for config, simulation in found.items()}
+    if not found:
+        raise refused[0]
     if built > len(firsts):
+        most = fastest_us() * profile.core.frequency_mhz
+        cycles = {config.rule: s.cycles for config, s in found.items() if s.cycles <= most}
         others = sorted((c for c in offered if c not in firsts and c.rule in cycles), key=with_its_arithmetic)
         for config in others[: built - len(firsts)]:
             attempt(config)
-    if not found:
-        raise refused[0]
     return min(found.items(), key=lambda item: item[1].latency_us(profile))
 
 

@@ -75,6 +75,7 @@ class Loops:
         self.buffers: list[tirx.Buffer] = list(plain.params)
         self.arguments = len(self.buffers)
         self._bound: dict[int, Interval] = {}
+        self._seen: dict[tuple, tuple[list, dict[int, Box]]] = {}
         self._number = {b: n for n, b in enumerate(self.buffers)}
         self._statement(plain.body, self.root)
 
@@ -131,13 +132,20 @@ class Loops:
             if isinstance(node, Access):
                 parts = {node.buffer: [index(where) for index in node.indices]}
             elif node.var is None:
-                parts = self._boxes(node.children, where)
+                parts = self._within(node, where)
             else:
                 low, extent = node.low(where)[1], max(node.extent(where)[1], 1)
-                parts = self._boxes(node.children, {**where, number_of(node.var): (low, low + extent - 1, extent)})
+                parts = self._within(node, {**where, number_of(node.var): (low, low + extent - 1, extent)})
             for number, box in parts.items():
                 found[number] = _joined(found[number], box) if number in found else box
         return found
+
+    def _within(self, node: Loop, where: Where) -> dict[int, Box]:
+        """Boxes of what is in a loop; caches of different sizes ask for the same ones."""
+        key = id(node.children), tuple(where.items())
+        if key not in self._seen:
+            self._seen[key] = node.children, self._boxes(node.children, where)  # a list that is kept keeps its id
+        return self._seen[key][1]
 
     # -- reading the function; both sides of a condition count as taken, borders are thin
 
@@ -263,10 +271,12 @@ def _parts(e: Any) -> Iterable[Any]:
         return e.args
     names = _OPERANDS.get(type(e))
     if names is None:
-        names = tuple(n for n in ("a", "b", "value", "condition", "true_value", "false_value", "base") if hasattr(e, n))
+        names = () if isinstance(e, _LEAVES) else tuple(n for n in _NAMES if hasattr(e, n))
         _OPERANDS[type(e)] = names
-    return [part for name in names if isinstance(part := getattr(e, name), tirx.Expr)]
+    return [part for name in names if not isinstance(part := getattr(e, name), (int, float, str))]
 
 
+_NAMES = ("a", "b", "value", "condition", "true_value", "false_value", "base")
+_LEAVES = (tirx.IntImm, tirx.FloatImm, tirx.Var)
 #: Kind of expression -> names of its operands, as far as any was met.
 _OPERANDS: dict[type, tuple[str, ...]] = {}
