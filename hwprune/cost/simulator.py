@@ -38,6 +38,8 @@ EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
 INTERVAL_FACTOR = 1.8
 #: Fewer kernels than these are simulated in this process: another one takes two seconds to start.
 _WORTH_PROCESSES = 6
+#: Each has TVM in half a gigabyte of memory.
+_MOST_PROCESSES = 8
 #: Columns of ``cost_models/TARGET/*.tsv``.
 COLUMNS = (
     "workload", "config", "device", "threads", "software", "latency_us", "low_us", "high_us", "provenance", "model",
@@ -101,7 +103,7 @@ class Simulator:
             for w in missing
             if not self.store.failures(w, self.context)
         }
-        cores = available_cores()
+        cores = min(available_cores(), _MOST_PROCESSES)
         if cores == 1 or (self._processes is None and len(arguments) < _WORTH_PROCESSES):
             for workload, given in arguments.items():
                 yield workload, partial(best, *given, cold_constants=self._cold)
