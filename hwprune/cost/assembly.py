@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Callable, Mapping, Sequence
 
-from hwprune.cost.aarch64 import CONDITIONAL, compiled, holds, signed
+from hwprune.cost.aarch64 import CONDITIONAL, compiled
+from hwprune.cost.conditions import holds, signed
 from hwprune.cost.steps import EvenSteps, even_steps
 from hwprune.errors import NoLatency
 
