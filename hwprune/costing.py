@@ -209,6 +209,8 @@ class Costing:
     def close(self) -> None:
         if self.measurable:
             self.measurer.close()
+        if self.simulator is not None:
+            self.simulator.close()
         if self.store is not None:
             self.store.close()
 

@@ -68,6 +68,12 @@ def kernel_inputs(workload: Workload, config: Config) -> tuple[TensorSpec, ...]:
     return as_read(workload.inputs, repacked(workload, config))
 
 
+def multiply_adds(workload: Workload, config: Config) -> float:
+    """Multiplications of pairs of numbers that the kernel of ``config`` makes for a convolution or product, at least."""
+    count = getattr(_rule(config), "multiply_adds", None)
+    return count(workload, config) if count else workload.macs
+
+
 def is_exact(config: Config) -> bool:
     """Whether the kernel of ``config`` computes its workload operation by operation."""
     return _is_exact(_rule(config))

@@ -10,39 +10,12 @@ from __future__ import annotations
 import re
 from typing import Callable, Sequence
 
+from hwprune.cost.conditions import SIGNS, signed
 from hwprune.errors import NoLatency
 
 CONDITIONAL = re.compile(r"(b\.(\w+)|cbn?z|tbn?z)$")
 _MASK = (1 << 64) - 1
 _REGISTER = re.compile(r"^([xw])(\d+|zr)$|^(w?sp)$")
-
-
-def signed(value: int, bits: int) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-#: condition -> whether it holds after two numbers a and b of so many bits were compared
-_CONDITIONS: dict[str, Callable[[int, int, int], bool]] = {
-    "eq": lambda a, b, bits: a == b,
-    "ne": lambda a, b, bits: a != b,
-    "hs": lambda a, b, bits: a >= b,
-    "lo": lambda a, b, bits: a < b,
-    "hi": lambda a, b, bits: a > b,
-    "ls": lambda a, b, bits: a <= b,
-    "ge": lambda a, b, bits: signed(a, bits) >= signed(b, bits),
-    "lt": lambda a, b, bits: signed(a, bits) < signed(b, bits),
-    "gt": lambda a, b, bits: signed(a, bits) > signed(b, bits),
-    "le": lambda a, b, bits: signed(a, bits) <= signed(b, bits),
-    "mi": lambda a, b, bits: signed(a - b, bits) < 0,
-    "pl": lambda a, b, bits: signed(a - b, bits) >= 0,
-}
-_CONDITIONS |= {"cs": _CONDITIONS["hs"], "cc": _CONDITIONS["lo"]}
-
-
-def holds(condition: str, flags: tuple[int, int, int]) -> bool:
-    """Whether ``condition`` holds after the comparison of two numbers of so many bits."""
-    return _CONDITIONS[condition](*flags)
 
 
 def compiled(lines: Sequence[str], label: str, following: str | None) -> Callable:
@@ -53,12 +26,22 @@ def compiled(lines: Sequence[str], label: str, following: str | None) -> Callabl
     body: list[str] = []
     for line in lines:
         body += _translate(line, following)
+    _test_in_place(lines, body)
     if not body or not body[-1].startswith("return"):
         body.append(f"return {following!r}")
     source = "def step(m):\n x = m.x\n" + "".join(f" {line}\n" for line in body)
     scope = {"signed": signed, "M": _MASK}
     exec(compile(source, f"<{label}>", "exec"), scope)  # text made of the patterns below, nothing that a user wrote
     return scope["step"]
+
+
+def _test_in_place(lines: Sequence[str], body: list[str]) -> None:
+    """A branch on two numbers that its own block compared needs nobody to look the condition up: most of a kernel's do."""
+    condition = re.match(r"b\.(\w+) ", lines[-1]) if lines else None
+    flags = [statement for statement in body if "m.flags" in statement]
+    sign = SIGNS.get(condition[1]) if condition else None
+    if sign and flags and flags[-1].startswith("m.flags = ("):
+        body[-1] = body[-1].replace(f"m.holds({condition[1]!r})", f"m.flags[0] {sign} m.flags[1]")
 
 
 def _operands(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 Shapes are static, so that no branch of a kernel depends on data: its integer registers (counters, addresses, the number of
 the thread) say alone where it goes. They are executed as they stand, on made-up addresses; vectors and what they load are
 left out. A block that jumps back to itself is executed a few times, and for the iterations in which every register moves
-by the same step its end is solved for. Trip counts, tiles at an edge and the thread with the most work are thus those of the
+by the same step (``steps.py``) its end is solved for. Trip counts, tiles at an edge and the thread with the most work are thus those of the
 code that ships, whatever the compiler unrolled or cut apart.
 
 A kernel that does what is not known here (an instruction, a call, a branch on data) is refused.
@@ -14,9 +14,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Callable, Mapping
+from typing import Callable, Mapping, Sequence
 
-from hwprune.cost.aarch64 import CONDITIONAL, compiled, holds, signed
+from hwprune.cost.aarch64 import CONDITIONAL, compiled
+from hwprune.cost.conditions import holds, signed
+from hwprune.cost.steps import EvenSteps, even_steps
 from hwprune.errors import NoLatency
 
 #: Blocks executed one by one before a kernel is refused: some seconds.
@@ -34,7 +36,10 @@ _LABEL = re.compile(r"^([\w.$]+):")
 
 @dataclass
 class Block:
-    """Instructions that run one after the other. ``next``: the block after it, where it does not jump."""
+    """Instructions that run one after the other. ``next``: the block after it, where it does not jump.
+
+    loops : it jumps back to itself. calls : it calls a function.
+    """
 
     label: str
     lines: list[str] = field(default_factory=list)
@@ -42,8 +47,8 @@ class Block:
     loops: bool = False
 
     @property
-    def instructions(self) -> tuple[str, ...]:
-        return tuple(self.lines)
+    def calls(self) -> bool:
+        return any(line.startswith("bl") for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Program:
         self._entries: dict[str, str] = {}
         self._read(assembly)
         self._steps: dict[str, Callable] = {}
+        self._even: dict[str, EvenSteps | None] = {}
 
     def _read(self, assembly: str) -> None:
         functions = set(_FUNCTION.findall(assembly))
@@ -119,6 +125,13 @@ class Program:
         return self._steps[label]
 
 
+    def even_steps(self, block: Block) -> EvenSteps | None:
+        """How the registers of a loop of one block move, where that is the same in every iteration."""
+        if block.label not in self._even:
+            self._even[block.label] = even_steps(block.lines)
+        return self._even[block.label]
+
+
 class _Machine:
     """Integer registers (31 is the stack pointer), memory that integers were stored in, and what was counted."""
 
@@ -149,11 +162,15 @@ class _Machine:
 
     def _repeat(self, block: Block) -> str | None:
         """The rest of a loop of one block, whose first iteration is done: what follows it."""
+        even = self.program.even_steps(block)
+        if even is not None and self.flags is not None:
+            self._skip(block, even.registers, _iterations_left(block, self.flags, even.flags))
+            return self._iterate(block)
         step, label = self.program.step(block.label), block.label
         before = list(self.x)
         following = step(self)
         self.counts[label] += 1
-        moved = [(b - a) & _MASK for a, b in zip(before, self.x)]
+        moved = [b - a for a, b in zip(before, self.x)]
         while following == label:
             first = self.flags
             before = list(self.x)
@@ -161,13 +178,26 @@ class _Machine:
             self.counts[label] += 1
             if following != label:
                 break
-            again = [(b - a) & _MASK for a, b in zip(before, self.x)]
-            skipped = _iterations_left(block, first, self.flags) if again == moved else 0
+            again = [b - a for a, b in zip(before, self.x)]
+            if not block.calls and again == moved and first is not None and self.flags is not None and first[2] == self.flags[2]:
+                by = self.flags[0] - first[0] - (self.flags[1] - first[1])
+                self._skip(block, tuple(enumerate(moved)), _iterations_left(block, self.flags, by))
             moved = again
-            if skipped > 2:
-                skipped -= 2  # the last ones as they are
-                self.x = [(value + skipped * by) & _MASK for value, by in zip(self.x, moved)]
-                self.counts[label] += skipped
+        return following
+
+    def _skip(self, block: Block, moves: Sequence[tuple[int, int]], left: int) -> None:
+        """Take all but the last two of the iterations that are left as done: each register moves by as much in each."""
+        if left > 2:
+            for register, by in moves:
+                self.x[register] = (self.x[register] + (left - 2) * by) & _MASK
+            self.counts[block.label] += left - 2
+
+    def _iterate(self, block: Block) -> str | None:
+        step, following, count = self.program.step(block.label), block.label, 0
+        while following == block.label:
+            following = step(self)
+            count += 1
+        self.counts[block.label] += count
         return following
 
     # -- what compiled blocks call
@@ -232,16 +262,15 @@ class _Machine:
         return holds(condition, self.flags)
 
 
-def _iterations_left(block: Block, first, now) -> int:
-    """Iterations until the comparison at the end of ``block`` ends the loop, by its last two; 0 where that is not known."""
-    name = block.lines[-1].split(" ")[0]
-    if not name.startswith("b.") or first is None or now is None or first[2] != now[2]:
+def _iterations_left(block: Block, flags: tuple[int, int, int], by: int) -> int:
+    """Iterations until the comparison at the end of ``block`` ends the loop; 0 where that is not known.
+
+    flags : the numbers that were compared last. by : what their difference moves by in an iteration.
+    """
+    name, bits = block.lines[-1].split(" ")[0], flags[2]
+    gap, step = signed(flags[1] - flags[0], bits), signed(by, bits)
+    if not name.startswith("b.") or step == 0 or gap // step < 0:
         return 0
-    bits = now[2]
-    gap, step = signed(now[1] - now[0], bits), signed(now[0] - first[0] - (now[1] - first[1]), bits)
-    if step == 0 or gap // step < 0:
-        return 0
-    condition = name[2:]
-    if condition == "ne":
+    if name == "b.ne":
         return gap // step if gap % step == 0 else 0
     return abs(gap) // abs(step)

@@ -14,11 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-_REGISTER = re.compile(r"\b([vqdsbhxw])(\d+)\b|\b(sp)\b")
-_FLAGS = "nzcv"
-_SETS_FLAGS = re.compile(r"(cmp|cmn|tst|subs|adds|ands|fcmp)\b")
-_READS_FLAGS = re.compile(r"(b\.\w+|csel|cset|csinc|cinc|adc|sbc)\b")
-_ADDS_TO_RESULT = re.compile(r"(fmla|fmls|mla|mls|ins|movk|bsl|bit|bif)\b")
+from hwprune.cost.operands import accesses
+
 #: Iterations simulated, and those at the start that do not count: the pipeline fills in them.
 _ITERATIONS, _WARM = 24, 8
 
@@ -31,47 +28,6 @@ class Instruction:
     latency: int
     micro_ops: int
     units: tuple[tuple[str, float], ...]
-
-    @property
-    def reads(self) -> frozenset[str]:
-        names, memory = _operands(self.text)
-        plain = names if self._stores else names[self._results :]
-        own = names[:1] if _ADDS_TO_RESULT.match(self.text) else []
-        return frozenset([*plain, *memory, *own, *([_FLAGS] if _READS_FLAGS.match(self.text) else [])])
-
-    @property
-    def writes(self) -> Mapping[str, int]:
-        """Register -> cycles until it may be read."""
-        names, memory = _operands(self.text)
-        results = {} if self._stores or self._compares else {name: self.latency for name in names[: self._results]}
-        if memory and ("]!" in self.text or re.search(r"\],\s*\S", self.text)):
-            results[memory[0]] = 1  # the address moves on: an addition
-        if _SETS_FLAGS.match(self.text):
-            results[_FLAGS] = self.latency
-        return results
-
-    @property
-    def _stores(self) -> bool:
-        return self.text.startswith("st")
-
-    @property
-    def _compares(self) -> bool:
-        return bool(re.match(r"(cmp|cmn|tst|fcmp|b|cbn?z|tbn?z)\b", self.text))
-
-    @property
-    def _results(self) -> int:
-        return 0 if self._stores or self._compares else 2 if self.text.startswith("ldp") else 1
-
-
-def _operands(text: str) -> tuple[list[str], list[str]]:
-    """Registers outside and inside the brackets of an address; all views of a vector register are one."""
-    plain, _, address = text.partition("[") if re.match(r"\s*(ld|st)", text) else (text, "", "")
-    return _registers(plain.split(None, 1)[-1]), _registers(address)
-
-
-def _registers(text: str) -> list[str]:
-    kinds = {"x": "x", "w": "x"}
-    return [found[3] or kinds.get(found[1], "v") + found[2] for found in _REGISTER.finditer(text)]
 
 
 def instructions(report: Mapping) -> tuple[list[Instruction], dict[str, int], int]:
@@ -94,7 +50,7 @@ def cycles_per_iteration(loop: Sequence[Instruction], units: Mapping[str, int], 
     ready: dict[str, float] = defaultdict(float)
     free = {kind: [0.0] * count for kind, count in units.items()}
     now, room, marks = 0.0, width, []
-    facts = [(i, i.reads, i.writes) for i in loop]
+    facts = [(i, *accesses(i.text, i.latency)) for i in loop]
     for _ in range(_ITERATIONS):
         for instruction, reads, writes in facts:
             start = max([now, *(ready[name] for name in reads), *(min(free[kind]) for kind, _ in instruction.units)])

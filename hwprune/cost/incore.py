@@ -6,17 +6,14 @@ which name it knows the core, is the profile's ``[incore]`` table. Data is taken
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
 import subprocess
-from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Callable, Sequence
 
-from hwprune.cost import in_order
+from hwprune.cost import in_order, out_of_order
 from hwprune.errors import NoLatency
 from hwprune.target import TargetProfile
 
@@ -54,12 +51,6 @@ class Loop:
         return sum(bool(_MULTIPLY_ADD[self.architecture].match(line)) for line in self.body)
 
     @property
-    def accumulations(self) -> int:
-        """The most multiply-adds into one register in one iteration, at least 1."""
-        into = Counter(line.split(",")[0] for line in self.body if _MULTIPLY_ADD[self.architecture].match(line))
-        return max(into.values(), default=1)
-
-    @property
     def spills(self) -> tuple[str, ...]:
         """Vector registers that go through the stack."""
         return tuple(line for line in self.body if _SPILL[self.architecture].match(line))
@@ -91,7 +82,7 @@ class Prediction:
 
 def inner_loops(assembly: str, architecture: str) -> list[Loop]:
     """Loops of ``assembly`` that hold no other loop."""
-    lines = [line.strip().split("//")[0].rstrip() for line in assembly.splitlines()]
+    lines = [" ".join(line.split("//")[0].split()) for line in assembly.splitlines()]
     lines = [line for line in lines if line]
     labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
     spans = []
@@ -176,46 +167,8 @@ def _mca_report(loop: Loop, profile: TargetProfile, iterations: int) -> dict:
 # --- OSACA ------------------------------------------------------------------------------------------------------
 
 
-#: OSACA's tables have loads of d, not of s; Arm's optimization guides of both cores give them one row.
-_KNOWN_AS = re.compile(r"^(ldr\s+)s(?=\d)")
-
-
 def _osaca(loop: Loop, profile: TargetProfile) -> tuple[float, float, Sequence[str]]:
-    from osaca.osaca import get_asm_parser
-    from osaca.semantics import INSTR_FLAGS, ArchSemantics, KernelDG
-
-    parser, model = get_asm_parser(profile.incore.model), _machine_model(profile.incore.model)
-    semantics = ArchSemantics(parser, model)
-    kernel = [_parsed(profile.incore.model, _KNOWN_AS.sub(r"\1d", line)) for line in loop.body]
-    kernel = [copy.deepcopy(form) for form in kernel]
-    for number, form in enumerate(kernel):
-        form.line_number = number + 1
-    semantics.normalize_instruction_forms(kernel)
-    semantics.add_semantics(kernel)
-    for _ in range(2):  # as the tool's own command does: the second pass starts from the balance of the first
-        semantics.assign_optimal_throughput(kernel)
-    ports = float(max(semantics.get_throughput_sum(kernel), default=0.0))
-    # the graph takes a second where a loop is long, and there multiply-adds into one register make the only long chains
-    asked = loop.repeats and loop.accumulations * profile.core.fma_latency_cycles > ports
-    carried = KernelDG(kernel, parser, model, semantics).get_loopcarried_dependencies() if asked else {}
-    unknown = [form.line for form in kernel if INSTR_FLAGS.TP_UNKWN in form.flags]
-    latency = max((chain["latency"] for chain in carried.values()), default=0.0)
-    return ports, float(latency), unknown
-
-
-@lru_cache(maxsize=None)
-def _parsed(model: str, line: str):
-    """OSACA's form of an instruction. Parsing is what takes it longest, and kernels have most of their lines in common."""
-    from osaca.osaca import get_asm_parser
-
-    return get_asm_parser(model).parse_line(line)
-
-
-@lru_cache
-def _machine_model(name: str):
-    from osaca.semantics import MachineModel
-
-    return MachineModel(arch=name)
+    return out_of_order.bounds(loop.instructions, profile.incore.model, carried=loop.repeats)
 
 
 _TOOLS: dict[str, Callable[[Loop, TargetProfile], tuple[float, float, Sequence[str]]]] = {

@@ -15,16 +15,19 @@ The start of a kernel and both bandwidths are the profile's figures.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
+from tvm import tirx
+
 from hwprune.cost import incore
 from hwprune.cost.assembly import Block, Program, Region
 from hwprune.cost.traffic import Loops
 from hwprune.errors import Infeasible, NoLatency
-from hwprune.kernels import build, kernel_inputs, primfunc
+from hwprune.kernels import build, kernel_inputs, multiply_adds, primfunc
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -75,12 +78,18 @@ def simulate(workload: Workload, profile: TargetProfile, config: Config, *, cold
     program = Program(build({"kernel": function}, profile).inspect_source("s"))
     regions = program.run("kernel_compute_", len(kernel_inputs(workload, config)) + 1, profile.threads)
     cycles, unknown = slowest(program, regions, profile)
-    return Simulation(cycles, *moved(workload, profile, config, cold_constants), unknown)
+    return Simulation(cycles, *_moved(function, workload, profile, config, cold_constants), unknown)
 
 
 def moved(workload: Workload, profile: TargetProfile, config: Config, cold_constants: bool) -> tuple[int, int, int]:
     """Bytes between the busiest thread's L1 and L2; beyond the last cache, new and again. Nothing is compiled."""
-    loops = Loops(primfunc(workload, profile, config), profile.threads)
+    return _moved(primfunc(workload, profile, config), workload, profile, config, cold_constants)
+
+
+def _moved(
+    function: tirx.PrimFunc, workload: Workload, profile: TargetProfile, config: Config, cold_constants: bool
+) -> tuple[int, int, int]:
+    loops = Loops(function, profile.threads)
     constants = [n for n, spec in enumerate(kernel_inputs(workload, config)) if spec.role == "weight"]
     near = sum(loops.traffic(profile.memory.l1d_bytes, shared=False).values())
     return near, *far_bytes(loops, profile, constants if cold_constants else ())
@@ -92,14 +101,20 @@ def best(
     """The fastest of ``offered`` by simulation, and what makes its latency.
 
     built : so many are compiled: the first of each rule, and those that would be the fastest with the arithmetic of their
-        rule's first one and the bytes that they move themselves.
+        rule's first one and the bytes that they move themselves. One whose multiply-adds alone, or whose rule's arithmetic,
+        takes longer than the fastest so far has lost without that.
     NoLatency or Infeasible: none of those can be simulated.
     """
-    firsts = list({config.rule: config for config in reversed(offered)}.values())
+    firsts = sorted({c.rule: c for c in reversed(offered)}.values(), key=lambda c: least_us(workload, profile, c))
     found: dict[Config, Simulation] = {}
     refused: list[NoLatency | Infeasible] = []
 
+    def fastest_us() -> float:
+        return min((s.latency_us(profile) for s in found.values()), default=math.inf)
+
     def attempt(config: Config) -> None:
+        if least_us(workload, profile, config) > fastest_us():
+            return
         try:
             found[config] = simulate(workload, profile, config, cold_constants=cold_constants)
         except (NoLatency, Infeasible) as err:
@@ -110,14 +125,23 @@ def best(
 
     for config in firsts:
         attempt(config)
-    cycles = {config.rule: simulation.cycles for config, simulation in found.items()}
+    if not found:
+        raise refused[0]
     if built > len(firsts):
+        most = fastest_us() * profile.core.frequency_mhz
+        cycles = {config.rule: s.cycles for config, s in found.items() if s.cycles <= most}
         others = sorted((c for c in offered if c not in firsts and c.rule in cycles), key=with_its_arithmetic)
         for config in others[: built - len(firsts)]:
             attempt(config)
-    if not found:
-        raise refused[0]
     return min(found.items(), key=lambda item: item[1].latency_us(profile))
+
+
+def least_us(workload: Workload, profile: TargetProfile, config: Config) -> float:
+    """Microseconds that the multiply-adds of a convolution or product take on all cores at their fastest; 0 for others."""
+    if workload.anchor is None or workload.anchor.op not in ("conv2d", "dense"):
+        return 0.0
+    per_cycle = profile.lanes * profile.core.fma_per_cycle * profile.threads
+    return multiply_adds(workload, config) / per_cycle / profile.core.frequency_mhz
 
 
 def far_bytes(loops: Loops, profile: TargetProfile, cold: Sequence[int]) -> tuple[int, int]:

@@ -6,28 +6,38 @@ Results are kept in the measurement store beside measurements, under a device th
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from concurrent.futures import as_completed
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Sequence
 
 from hwprune.errors import CompileError, Infeasible, NoLatency
 from hwprune.kernels import candidates, is_exact
 from hwprune.kernels.schedule import Config
-from hwprune.measure.device import software
+from hwprune.measure.device import available_cores, software
 from hwprune.measure.estimate import Latency
 from hwprune.measure.measurer import spread_bytes
 from hwprune.measure.shipped import shipped_rows
 from hwprune.measure.store import Context, Measurement, Row, Store
+from hwprune.processes import Processes, ProcessLost
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
+if TYPE_CHECKING:
+    from hwprune.cost.simulated import Simulation
+
 #: Bumped when the model answers otherwise for the same kernel and profile.
-MODEL_VERSION = 1
-#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a twentieth of a second,
-#: compiling one and asking the tool about it half a second.
+MODEL_VERSION = 2
+#: effort -> (schedules looked at, those that are compiled, one of each rule at least). Looking takes a fiftieth of a second,
+#: compiling one and counting what runs a fifth of one.
 EFFORTS = {"quick": (6, 2), "tune": (12, 3)}
 #: Of 84 kernels of others on each of two boards, 98 in a hundred were within it, with the profile's figures as they are
 #: (benchmarks/simulated.py). Most of that is a factor that stands for the board, 1.2 on one and 1.4 on the other.
 INTERVAL_FACTOR = 1.8
+#: Fewer kernels than these are simulated in this process: another one takes two seconds to start.
+_WORTH_PROCESSES = 6
+#: Each has TVM in half a gigabyte of memory.
+_MOST_PROCESSES = 8
 
 
 class Simulator:
@@ -41,6 +51,7 @@ class Simulator:
         self.profile, self.store, self.progress, self.exact = profile, store, progress, exact
         spread = spread_bytes(weights_bytes, profile)
         self._cold = spread > 0
+        self._processes: Processes | None = None
         self.context = context(profile, spread)
         known = [*shipped(profile, self.context), *store.all_best(self.context, provenance="simulated")]
         self._known = {m.workload.key: m for m in known if self._admits(m)}
@@ -64,29 +75,55 @@ class Simulator:
         if not missing:
             return
         with self.progress.task("simulating kernels", total=len(missing)) as task:
-            for workload in missing:
-                self._simulate(workload, looked_at, built)
+            for workload, answer in self._answers(missing, looked_at, built):
+                self._keep(workload, answer, looked_at)
                 task.advance()
 
     def _effort(self, workload: Workload) -> int:
         found = self._known.get(workload.key)
         return found.effort if found else 0
 
-    def _simulate(self, workload: Workload, looked_at: int, built: int) -> None:
+    def _answers(
+        self, missing: Sequence[Workload], looked_at: int, built: int
+    ) -> Iterator[tuple[Workload, Callable[[], tuple[Config, Simulation]]]]:
+        """Each workload with what gives its fastest schedule, or raises why there is none; several processes work on them.
+
+        What failed before is left out.
+        """
         from hwprune.cost.simulated import best  # imports TVM
 
-        if self.store.failures(workload, self.context):
+        arguments = {
+            w: (w, self.profile, candidates(w, self.profile, self.exact)[:looked_at], built)
+            for w in missing
+            if not self.store.failures(w, self.context)
+        }
+        cores = min(available_cores(), _MOST_PROCESSES)
+        if cores == 1 or (self._processes is None and len(arguments) < _WORTH_PROCESSES):
+            for workload, given in arguments.items():
+                yield workload, partial(best, *given, cold_constants=self._cold)
             return
-        offered = candidates(workload, self.profile, self.exact)[:looked_at]
+        self._processes = self._processes or Processes("hwprune.cost.simulated:best", cores)
+        pending = {self._processes.submit(*given, cold_constants=self._cold): w for w, given in arguments.items()}
+        for done in as_completed(pending):
+            yield pending[done], done.result
+
+    def _keep(self, workload: Workload, answer: Callable[[], tuple[Config, Simulation]], looked_at: int) -> None:
         try:
-            config, found = best(workload, self.profile, offered, built, cold_constants=self._cold)
-        except (NoLatency, Infeasible, CompileError) as err:
-            self.store.record_failure(workload, offered[0].to_text(), self.context, str(err), looked_at)
+            config, found = answer()
+        except (NoLatency, Infeasible, CompileError, ProcessLost) as err:
+            first = candidates(workload, self.profile, self.exact)[0]
+            self.store.record_failure(workload, first.to_text(), self.context, str(err), looked_at)
             return
         us = found.latency_us(self.profile)
         latency = Latency(us, us / INTERVAL_FACTOR, us * INTERVAL_FACTOR, 0, False)
         self.store.record(workload, config.to_text(), self.context, latency, looked_at, provenance="simulated", model="simulated")
         self._known[workload.key] = Measurement(workload, config.to_text(), latency, looked_at)
+
+    def close(self) -> None:
+        """End the processes that simulate."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
 
     def rows(self, keys: Iterable[str]) -> list[Row]:
         """What is known of the workloads with these keys, as the store keeps it."""

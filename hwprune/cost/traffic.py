@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import tvm
 from tvm import tirx
 from tvm.s_tir import transform
 
+from hwprune.cost.intervals import Interval, Span, Where, interval, number_of
 from hwprune.errors import NoLatency
 
 LINE_BYTES = 64
 #: Buffers of a kernel up to this size hold accumulators and staged operands: registers.
 _REGISTER_BYTES = 2048
 #: Of each dimension of a buffer: lowest and highest index reached, and how many different ones at most.
-Box = list[list[int]]
+Box = list[Span]
+
+
+def _constant(value: int) -> Interval:
+    return interval(value, {})
 
 
 @dataclass(frozen=True)
@@ -32,22 +37,25 @@ class Access:
     """Where a load or store reaches. ``buffer``: its number in ``Loops.buffers``."""
 
     buffer: int
-    indices: tuple[Any, ...]
+    indices: tuple[Interval, ...]
 
 
 @dataclass
 class Loop:
-    """A loop, or a sequence where ``var`` is None. ``tasks``: its iterations are shared among the threads."""
+    """A loop, or a sequence where ``var`` is None. ``tasks``: its iterations are shared among the threads.
+
+    Of a bound that varies, the largest value counts.
+    """
 
     var: tirx.Var | None = None
-    low: Any = 0
-    extent: Any = 1
+    low: Interval = _constant(0)
+    extent: Interval = _constant(1)
     tasks: bool = False
     children: list["Loop | Access"] = field(default_factory=list)
 
     def of(self, extent: int) -> "Loop":
         """The same loop, as one thread runs it, with so many iterations."""
-        return Loop(self.var, self.low, extent, False, self.children)
+        return Loop(self.var, self.low, _constant(extent), False, self.children)
 
     @property
     def body(self) -> "Loop":
@@ -66,7 +74,8 @@ class Loops:
         plain = _lowered(function)
         self.buffers: list[tirx.Buffer] = list(plain.params)
         self.arguments = len(self.buffers)
-        self._bound: dict[tirx.Var, Any] = {}
+        self._bound: dict[int, Interval] = {}
+        self._seen: dict[tuple, tuple[list, dict[int, Box]]] = {}
         self._number = {b: n for n, b in enumerate(self.buffers)}
         self._statement(plain.body, self.root)
 
@@ -84,7 +93,7 @@ class Loops:
         """
         return self._traffic(self.root, {}, cache_bytes, shared)
 
-    def _traffic(self, node: Loop, fixed: dict, cache: int, shared: bool) -> dict[int, int]:
+    def _traffic(self, node: Loop, fixed: Where, cache: int, shared: bool) -> dict[int, int]:
         if node.tasks:
             return self._of_tasks(node, fixed, cache, shared)
         whole = self._footprint(node, fixed)
@@ -94,68 +103,49 @@ class Loops:
             accesses = [c for c in node.children if isinstance(c, Access)]
             loops = [self._traffic(c, fixed, cache, shared) for c in node.children if isinstance(c, Loop)]
             return _sum([*loops, self._footprint(Loop(children=accesses), fixed)])
-        inside = {**fixed, node.var: self._value(node.low, fixed)}
+        inside = {**fixed, number_of(node.var): _at(node.low, fixed)}
         if sum(self._footprint(node.body, inside).values()) <= cache:
             return whole
-        extent = self._value(node.extent, fixed)
+        extent = node.extent(fixed)[1]
         return {n: extent * count for n, count in self._traffic(node.body, inside, cache, shared).items()}
 
-    def _of_tasks(self, node: Loop, fixed: dict, cache: int, shared: bool) -> dict[int, int]:
-        extent = self._value(node.extent, fixed)
+    def _of_tasks(self, node: Loop, fixed: Where, cache: int, shared: bool) -> dict[int, int]:
+        extent = node.extent(fixed)[1]
         waves = -(-extent // self.threads)
         if not shared:
             return self._traffic(node.of(waves), fixed, cache, shared)
         whole = self._footprint(node.of(extent), fixed)
         if sum(whole.values()) <= cache:
             return whole
-        inside = {**fixed, node.var: self._value(node.low, fixed)}
+        inside = {**fixed, number_of(node.var): _at(node.low, fixed)}
         one = self._footprint(node.body, inside)
         each = self._traffic(node.body, inside, cache // min(self.threads, extent), shared)
         # threads run abreast: what all of them read comes once for all, what is a task's own once for each
         return {n: max(whole[n], (waves if whole[n] == one[n] else extent) * count) for n, count in each.items()}
 
-    def _footprint(self, node: Loop, fixed: Mapping) -> dict[int, int]:
-        return {n: _box_bytes(box, self.buffers[n]) for n, box in self._boxes([node], fixed, {}).items()}
+    def _footprint(self, node: Loop, fixed: Where) -> dict[int, int]:
+        return {n: _box_bytes(box, self.buffers[n]) for n, box in self._boxes([node], fixed).items()}
 
-    def _boxes(self, nodes: Iterable["Loop | Access"], fixed: Mapping, moving: dict) -> dict[int, Box]:
+    def _boxes(self, nodes: Iterable["Loop | Access"], where: Where) -> dict[int, Box]:
         found: dict[int, Box] = {}
         for node in nodes:
             if isinstance(node, Access):
-                parts = {node.buffer: [list(self._interval(i, fixed, moving)) for i in node.indices]}
+                parts = {node.buffer: [index(where) for index in node.indices]}
             elif node.var is None:
-                parts = self._boxes(node.children, fixed, moving)
+                parts = self._within(node, where)
             else:
-                low, extent = self._value(node.low, fixed, moving), self._value(node.extent, fixed, moving)
-                parts = self._boxes(node.children, fixed, {**moving, node.var: (low, low + max(extent, 1) - 1)})
+                low, extent = node.low(where)[1], max(node.extent(where)[1], 1)
+                parts = self._within(node, {**where, number_of(node.var): (low, low + extent - 1, extent)})
             for number, box in parts.items():
                 found[number] = _joined(found[number], box) if number in found else box
         return found
 
-    def _value(self, bound: Any, fixed: Mapping, moving: Mapping | None = None) -> int:
-        """A loop's bound: the largest value that it has."""
-        return bound if isinstance(bound, int) else self._interval(bound, fixed, moving or {})[1]
-
-    def _interval(self, e: Any, fixed: Mapping, moving: Mapping) -> tuple[int, int, int]:
-        """Lowest and highest value of an index, and how many different values it takes at most."""
-        if isinstance(e, (int, tirx.IntImm)):
-            return int(e), int(e), 1
-        if isinstance(e, tirx.Var):
-            if e in self._bound:
-                return self._interval(self._bound[e], fixed, moving)
-            low, high = moving[e] if e in moving else (fixed.get(e, 0),) * 2
-            return low, high, high - low + 1
-        if isinstance(e, (tirx.Cast, tirx.Broadcast)):
-            return self._interval(e.value, fixed, moving)
-        if isinstance(e, tirx.Ramp):
-            low, high, count = self._interval(e.base, fixed, moving)
-            lanes = int(e.lanes)
-            return low, high + int(e.stride) * (lanes - 1), count * lanes
-        rule = next((rule for kind, rule in _RULES.items() if isinstance(e, kind)), None)
-        if rule is None:
-            raise NoLatency(f"an index of the kernel is not understood: {e}")
-        a, b = self._interval(e.a, fixed, moving), self._interval(e.b, fixed, moving)
-        low, high = rule(a, b)
-        return low, high, min(a[2] * b[2], high - low + 1)
+    def _within(self, node: Loop, where: Where) -> dict[int, Box]:
+        """Boxes of what is in a loop; caches of different sizes ask for the same ones."""
+        key = id(node.children), tuple(where.items())
+        if key not in self._seen:
+            self._seen[key] = node.children, self._boxes(node.children, where)  # a list that is kept keeps its id
+        return self._seen[key][1]
 
     # -- reading the function; both sides of a condition count as taken, borders are thin
 
@@ -164,7 +154,9 @@ class Loops:
             for part in s.seq:
                 self._statement(part, into)
         elif isinstance(s, tirx.For):
-            loop = Loop(s.loop_var, s.min, s.extent, s.kind == tirx.ForKind.PARALLEL)
+            loop = Loop(
+                s.loop_var, interval(s.min, self._bound), interval(s.extent, self._bound), s.kind == tirx.ForKind.PARALLEL
+            )
             self._statement(s.body, loop)
             if loop.children:
                 into.children.append(loop)
@@ -177,8 +169,8 @@ class Loops:
             self._expression(s.value, into)
             self._access(s.buffer, s.indices, into)
         elif isinstance(s, tirx.Bind):
-            self._bound[s.var] = s.value
             self._expression(s.value, into)
+            self._bind(s.var, s.value)
         elif isinstance(s, tirx.Evaluate):
             self._expression(s.value, into)
         elif isinstance(s, tirx.AttrStmt):
@@ -188,16 +180,25 @@ class Loops:
 
     def _expression(self, e: Any, into: Loop) -> None:
         if isinstance(e, tvm.ir.TensorLoad):
-            for index in e.indices:
-                self._expression(index, into)
             self._access(e.source, e.indices, into)
         elif isinstance(e, tirx.Let):
-            self._bound[e.var] = e.value
-            for part in (e.value, e.body):
-                self._expression(part, into)
+            self._expression(e.value, into)
+            self._bind(e.var, e.value)
+            self._expression(e.body, into)
         else:
             for part in _parts(e):
                 self._expression(part, into)
+
+    def _bind(self, var: tirx.Var, value: Any) -> None:
+        """Let ``var`` stand for ``value``, which is looked at where an index uses it: most are vectors of data."""
+        read: list[Interval] = []
+
+        def bound(where: Where) -> Span:
+            if not read:
+                read.append(interval(value, self._bound))
+            return read[0](where)
+
+        self._bound[number_of(var)] = bound
 
     def _access(self, buffer: tirx.Buffer, indices: Sequence[Any], into: Loop) -> None:
         if buffer not in self._number:
@@ -205,7 +206,13 @@ class Loops:
                 return
             self._number[buffer] = len(self.buffers)
             self.buffers.append(buffer)
-        into.children.append(Access(self._number[buffer], tuple(indices)))
+        into.children.append(Access(self._number[buffer], tuple(interval(i, self._bound) for i in indices)))
+
+
+def _at(low: Interval, fixed: Where) -> Span:
+    """A loop's variable in its first iteration."""
+    first = low(fixed)[1]
+    return first, first, 1
 
 
 def _holds_tasks(node: Loop) -> bool:
@@ -215,7 +222,7 @@ def _holds_tasks(node: Loop) -> bool:
 def _joined(a: Box, b: Box) -> Box:
     """The smallest box around both; different indices add up, at most to all of the box."""
     sides = [(min(x[0], y[0]), max(x[1], y[1]), x[2] + y[2]) for x, y in zip(a, b)]
-    return [[low, high, min(count, high - low + 1)] for low, high, count in sides]
+    return [(low, high, min(count, high - low + 1)) for low, high, count in sides]
 
 
 def _box_bytes(box: Box, buffer: tirx.Buffer) -> int:
@@ -243,33 +250,6 @@ def _sum(parts: Sequence[Mapping[int, int]]) -> dict[int, int]:
     return found
 
 
-def _product(a, b) -> tuple[int, int]:
-    ends = [x * y for x in a[:2] for y in b[:2]]
-    return min(ends), max(ends)
-
-
-def _quotient(a, b) -> tuple[int, int]:
-    return (a[0] // b[0], a[1] // b[0]) if b[0] == b[1] and b[0] > 0 else (0, max(a[1], 0))
-
-
-def _remainder(a, b) -> tuple[int, int]:
-    n = max(b[1], 1)
-    return (a[0] % n, a[1] % n) if a[0] // n == a[1] // n else (0, n - 1)
-
-
-#: Interval of the result from those of both operands.
-_RULES: dict[type, Callable[[tuple, tuple], tuple[int, int]]] = {
-    tirx.Add: lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    tirx.Sub: lambda a, b: (a[0] - b[1], a[1] - b[0]),
-    tirx.Mul: _product,
-    tirx.FloorDiv: _quotient,
-    tirx.Div: _quotient,
-    tirx.FloorMod: _remainder,
-    tirx.Mod: _remainder,
-    tirx.Min: lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
-    tirx.Max: lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
-}
-
 #: The function's blocks go, its own buffers become as large as they are.
 _PASSES = (
     "CanonicalizeLoop", "LowerInitBlock", "PlanAndUpdateBufferAllocationLocation", "ConvertBlocksToOpaque",
@@ -289,5 +269,14 @@ def _parts(e: Any) -> Iterable[Any]:
     """The operands of an expression."""
     if isinstance(e, tvm.ir.Call):
         return e.args
-    names = ("a", "b", "value", "condition", "true_value", "false_value", "base")
-    return [part for name in names if isinstance(part := getattr(e, name, None), tirx.Expr)]
+    names = _OPERANDS.get(type(e))
+    if names is None:
+        names = () if isinstance(e, _LEAVES) else tuple(n for n in _NAMES if hasattr(e, n))
+        _OPERANDS[type(e)] = names
+    return [part for name in names if not isinstance(part := getattr(e, name), (int, float, str))]
+
+
+_NAMES = ("a", "b", "value", "condition", "true_value", "false_value", "base")
+_LEAVES = (tirx.IntImm, tirx.FloatImm, tirx.Var)
+#: Kind of expression -> names of its operands, as far as any was met.
+_OPERANDS: dict[type, tuple[str, ...]] = {}

@@ -42,11 +42,17 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 def _tiles(g: Geometry, profile: TargetProfile) -> Iterator[Tile]:
     """Register tiles that fit."""
-    for cov in (c for c in divisors(g.blocks) if c <= 8):
+    for cov in _channel_sizes(g.blocks):
         for wt in split_sizes(g.ow):
             for ht in (h for h in divisors(g.oh) if h <= 4):
                 if _spare_registers(ht * wt, cov, profile) >= 0 and _staged_bytes(ht, wt, g) < _STACK_BYTES:
                     yield ht, wt, cov
+
+
+def _channel_sizes(blocks: int) -> list[int]:
+    """Vectors of channels in a tile: divisors, and for a number of vectors that has none, two, the last tile having one."""
+    sizes = [c for c in divisors(blocks) if c <= 8]
+    return sizes if len(sizes) > 1 or blocks < 3 else [1, 2]
 
 
 def _spare_registers(pixels: int, cov: int, profile: TargetProfile) -> int:

@@ -121,7 +121,7 @@ def _partitions(g: Geometry, ht: int, cov: int, profile: TargetProfile):
     chunks = [c for c in divisors(row_tiles) if (g.n * row_tiles // c) % threads == 0 or c == 1]
     for chunk in chunks[:2] + chunks[-1:] if len(chunks) > 3 else chunks:
         yield "rows", chunk * ht
-    if (g.blocks // cov) % threads == 0 and threads > 1:
+    if g.blocks % (cov * threads) == 0 and threads > 1:
         yield "channels", g.oh
     yield "none", g.oh
 
@@ -161,14 +161,14 @@ def schedule_tiles(
 ) -> tirx.PrimFunc:
     """The loops over tiles; ``accumulate(sch, conv, tile_at, is_dense)`` schedules the reduction of one tile.
 
-    tail_apart : a last tile of fewer columns is code of its own, the others have no condition.
+    tail_apart : a last tile of fewer columns or vectors of channels is code of its own, the others have no condition.
     """
     g = Geometry(workload)
     sch = s_tir.Schedule(compute(workload).primfunc())
     conv, out, padded = sch.get_sblock("C"), sch.get_sblock("Y"), block_or_none(sch, "P")
     ht, wt, cov = int(config["ht"]), int(config["wt"]), int(config["cov"])
     rows, split, order = int(config["rows"]), config["split"], config["order"]
-    if g.blocks % cov or g.oh % ht or rows % ht or g.oh % rows:
+    if (g.blocks % cov and not tail_apart) or g.oh % ht or rows % ht or g.oh % rows:
         raise Infeasible(f"{config.to_text()} does not divide {g.oh}x{g.ow}x{g.blocks} vectors")
     if padded is not None and not g.border:
         sch.compute_inline(padded)
@@ -186,8 +186,8 @@ def schedule_tiles(
     block, vectors, lane = sch.split(channel, [None, cov, g.lanes])
     outer = {"h": row, "w": column, "c": block}
     if split == "channels":
-        if (g.blocks // cov) % profile.threads:
-            raise Infeasible(f"{g.blocks // cov} channel tiles do not divide among {profile.threads} threads")
+        if g.blocks % (cov * profile.threads):
+            raise Infeasible(f"{g.blocks} vectors of channels, {cov} a tile, do not divide among {profile.threads} threads")
         task, outer["c"] = sch.split(block, [profile.threads, None])
         head = [task, *batch, chunk]
     else:
@@ -211,8 +211,9 @@ def schedule_tiles(
     unroll(sch, [loop for loop in inner[:-1] if loop is not None])
     tile_at = [loop for loop in body if loop is not None][-1]
     accumulate(sch, conv, tile_at, workload.anchor.op == "dense")
-    if tail_apart and g.ow % wt and sch.get(column).kind != tirx.ForKind.PARALLEL:
-        sch.annotate(column, TAIL_APART, True)
+    for loop, uneven in ((column, g.ow % wt), (outer["c"], g.blocks % cov)):
+        if tail_apart and uneven and sch.get(loop).kind != tirx.ForKind.PARALLEL:
+            sch.annotate(loop, TAIL_APART, True)
     if padded is not None:
         if border_at is None:
             sch.compute_inline(padded)

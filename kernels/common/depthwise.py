@@ -26,6 +26,10 @@ name = "depthwise"
 ORDERS = ("cy", "yc")
 
 
+#: Weights that are in registers at once beside the pixels, and room for what the compiler moves about.
+_WEIGHTS_IN_FLIGHT = 4
+
+
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
     if anchor is None or anchor.op != "depthwise" or anchor["multiplier"] != 1 or anchor.get("layout", "nhwc") != "nhwc":
@@ -48,11 +52,22 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 def _tiles(workload: Workload, profile: TargetProfile) -> list[tuple[int, int]]:
     """(pixels, vectors) of a register tile: accumulators, and the input and the weights of a row of the kernel."""
     _, _, ow, channels = workload.output.shape
+    registers = profile.core.vector_registers
     return sorted({
         (Runs(ow, wt).largest, cov)
         for wt in range(1, min(ow, 14) + 1) for cov in (1, 2, 3)
-        if channels // profile.lanes % cov == 0 and wt * cov + 2 * cov + 2 <= profile.core.vector_registers
+        if channels // profile.lanes % cov == 0 and wt * cov + _operands(workload, profile, wt, cov) <= registers
     })  # fmt: skip
+
+
+def _operands(workload: Workload, profile: TargetProfile, wt: int, cov: int) -> int:
+    """Registers of a tile beside its accumulators."""
+    anchor = workload.anchor
+    if not profile.core.lane_broadcast:
+        return 2 * cov + 2
+    # cores that multiply by lane take no operand from memory: all pixels that a row of the kernel reaches are in registers
+    _, kw, _ = workload.inputs[anchor.args[1]].shape
+    return (wt - 1) * anchor["stride"][1] + (kw - 1) * anchor["dilation"][1] + 1 + _WEIGHTS_IN_FLIGHT
 
 
 def _cost(workload: Workload, profile: TargetProfile, wt: int, cov: int, split: str, order: str) -> float:

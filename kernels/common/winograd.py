@@ -81,6 +81,12 @@ def repack(workload: Workload, config: Config) -> dict[int, Repack]:
     return {number: Repack(f"{name} {m}", ((m + 2) ** 2, blocks, ci, lanes), partial(_transformed, m))}
 
 
+def multiply_adds(workload: Workload, config: Config) -> float:
+    """Those of the matrix products: (m+2)^2 for m^2 results instead of nine each."""
+    m = int(config["m"])
+    return workload.macs * (m + 2) ** 2 / (9 * m * m)
+
+
 def _transformed(m: int, packed: np.ndarray) -> np.ndarray:
     blocks, _, _, ci, lanes = packed.shape
     g = _WEIGHT[m]

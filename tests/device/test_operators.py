@@ -110,3 +110,23 @@ def test_every_schedule_computes_what_torch_computes(on_board, target, number):
     found, expected = on_board(target, module, inputs, pick)
     for name, f, e in zip(OPERATORS, found, expected, strict=True):
         assert relative_error(f, e) < TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+
+
+@pytest.mark.parametrize("order", ["hwc", "hcw", "chw"])
+def test_tiles_of_two_vectors_of_channels_where_their_number_is_prime(on_board, order):
+    """44 channels are eleven vectors: the last tile has one. Rows and columns do not divide either."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(7, 44, 3, padding=1), nn.Conv2d(9, 44, 1), nn.Conv2d(5, 44, 3, stride=2)]
+    module = randomized(SideBySide(convolutions))
+    inputs = tuple(torch.randn(1, c.in_channels, 11, 13) for c in convolutions)
+    chosen = []
+
+    def pick(offered):
+        uneven = [c for c in offered if c.rule == "conv_lane" and (c["cov"], c["order"]) == (2, order)]
+        chosen.extend(uneven[:1])
+        return uneven[0] if uneven else offered[0]
+
+    found, expected = on_board("rpi3", module, inputs, pick)
+    assert len(chosen) == 3
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error(f, e) < TOLERANCE, [c.to_text() for c in chosen]

@@ -51,6 +51,6 @@ def test_each_half_is_reported_by_the_other():
         ["rk3399", "first half", "second half", 30], ["rk3399", "second half", "first half", 30],
         ["rk3399", "the other half", "every row", 60],
     ]  # fmt: skip
-    by_flops, fitted = float(comparisons[2][10]), float(comparisons[2][12])
+    by_flops, fitted = float(comparisons[2][11]), float(comparisons[2][14])
     assert fitted < 0.12 < by_flops
     assert len(worst) == 10 and abs(float(worst[0][4]) - 1) >= abs(float(worst[9][4]) - 1) - 0.02

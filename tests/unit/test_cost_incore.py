@@ -101,10 +101,10 @@ def test_osaca_predicts_a_loop_by_hand():
     assert (found.latency_cycles, found.cycles, found.unknown) == (7.0, 7.0, ())
 
 
-def test_osaca_gives_lines_without_ports_no_time():
+def test_lines_that_osaca_does_not_know_take_what_the_added_figures_say():
     pytest.importorskip("osaca", reason="the Python package `osaca` is not here: the test extra brings it")
     found = incore.predict_loop(incore.Loop(("adrp x8, :got:__TVMBackendParallelLaunch",), "aarch64", repeats=False), shipped("rpi4"))
-    assert found.throughput_cycles == pytest.approx(1 / 3)  # what the front end takes
+    assert found.throughput_cycles == pytest.approx(1 / 2) and found.unknown == ()  # one of two integer pipelines
 
 
 def test_unknown_tools_are_refused(tmp_path):
@@ -124,15 +124,6 @@ def load(text: str, micro_ops: int = 1) -> Instruction:
 
 def fmla(text: str) -> Instruction:
     return Instruction(text, 10, 1, (("FP", 1.0),))
-
-
-def test_registers_read_and_written():
-    assert load("ldp q1, q2, [x3], #32", 2).writes == {"v1": 4, "v2": 4, "x3": 1}
-    assert load("ldr s1, [x3, x4]").reads == {"x3", "x4"}
-    assert fmla("fmla v0.4s, v1.4s, v2.s[3]").reads == {"v0", "v1", "v2"}
-    assert load("str q1, [x3, #16]!").reads == {"v1", "x3"} and load("str q1, [x3, #16]!").writes == {"x3": 1}
-    compare, branch = Instruction("cmp x1, #4", 3, 1, (("ALU", 1.0),)), Instruction("b.ne .L1", 1, 1, ())
-    assert (compare.reads, compare.writes) == ({"x1"}, {"nzcv": 3}) and branch.reads == {"nzcv"}
 
 
 def test_independent_loads_and_multiply_adds_issue_together():

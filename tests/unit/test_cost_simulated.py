@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.cifar10_resnet56.model import resnet56
 from torch import nn
 
 from hwprune.compile.lower import lower
@@ -15,7 +16,7 @@ from hwprune.cost.simulated import Simulation, simulate, slowest
 from hwprune.costing import Costing, load_target
 from hwprune.errors import NoLatency
 from hwprune.graph import trace
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, multiply_adds
 from hwprune.kernels.schedule import Config
 from hwprune.measure import shipped
 from hwprune.measure.device import software
@@ -221,6 +222,19 @@ def test_arm_is_answered_by_what_ships_for_rpi4():
     assert simulator.context(load_target("arm"), 0) == simulator.context(load_target("rpi4"), 0)
 
 
+def test_a_search_for_arm_starts_from_what_ships(tmp_path, monkeypatch):
+    """Fails when kernels, profile or model changed: then `python -m benchmarks.cost_models` is due."""
+    monkeypatch.setattr(incore, "missing_tool", lambda profile: None)
+    profile = load_target("arm")
+    traced = trace(resnet56().eval(), torch.zeros(1, 3, 32, 32))
+    dense = lower(traced, profile)
+    with Costing(profile, tmp_path / "store.sqlite", weights_bytes=dense.weight_bytes()) as cost:
+        known = [cost.model.is_measured(w) for w in dense.workloads()]
+        assert all(known) and {e.provenance for e in cost.model.predict(dense.workloads())} == {"simulated"}
+        missing = [w for w in dense.workloads() if cost.simulator._effort(w) < max(n for n, _ in simulator.EFFORTS.values())]
+        assert missing == []  # nothing of the dense network is simulated again
+
+
 # --- which schedule ---------------------------------------------------------------------------------------------
 
 
@@ -237,11 +251,36 @@ def test_the_fastest_of_those_that_can_be_simulated(monkeypatch):
 
     monkeypatch.setattr(simulated, "simulate", pretended)
     monkeypatch.setattr(simulated, "moved", lambda workload, profile, config, cold: (0, far[config] * 10**6, 0))
+    monkeypatch.setattr(simulated, "least_us", lambda workload, profile, config: 0.0)
     config, found = simulated.best(None, BOARD, offered, built=4)
     # the first of each rule; of the others those that move least, so that d is never compiled
     assert set(built) == {a, b, c, e} and (config, found.cycles) == (e, 7e5)
     with pytest.raises(NoLatency, match="depends on data"):
         simulated.best(None, BOARD, [b])
+
+
+def test_what_has_lost_by_its_multiply_adds_alone_is_not_compiled(monkeypatch):
+    slow, quick, other = offered = [Config.make("direct"), Config.make("few", n=0), Config.make("few", n=1)]
+    built = []
+
+    def pretended(workload, profile, config, *, cold_constants):
+        built.append(config)
+        return Simulation({quick: 6e5, other: 5e5}[config], 0, 0, 0)
+
+    monkeypatch.setattr(simulated, "simulate", pretended)
+    monkeypatch.setattr(simulated, "moved", lambda workload, profile, config, cold: (0, 0, 0))
+    monkeypatch.setattr(simulated, "least_us", lambda workload, profile, config: 1000.0 if config == slow else 100.0)
+    assert simulated.best(None, BOARD, offered, built=3)[0] == other and built == [quick, other]
+
+
+def test_winograd_multiplies_least():
+    module = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)).eval()
+    (workload,) = (w for w in lower(trace(module, torch.randn(1, 8, 12, 12)), BOARD).workloads() if w.anchor is not None)
+    direct, four = (Config.make("conv_lane"), Config.make("winograd", m=4))
+    assert multiply_adds(workload, direct) == workload.macs == 12 * 12 * 16 * 8 * 9
+    assert multiply_adds(workload, four) == workload.macs / 4
+    # 4 cores, a vector of 4 a cycle at 1500 MHz
+    assert simulated.least_us(workload, BOARD, direct) == pytest.approx(workload.macs / 16 / 1500)
 
 
 @pytest.mark.parametrize("path", sorted(shipped.shipped_folder().glob("*/*.tsv")), ids=lambda p: f"{p.parent.name}/{p.stem}")
