@@ -17,6 +17,9 @@ from hwprune.errors import CompileError
 from hwprune.kernels import build
 from hwprune.target import TargetProfile
 
+#: e_machine of the ELF header (System V ABI) -> as uname has it
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+
 _OPTIONS = ("-O2", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 
 
@@ -44,6 +47,12 @@ def _link_gpu(functions, calls, facts, profile: TargetProfile, folder: Path, out
     (folder / "kernels.cubin").write_bytes(resources.machine_code(code.source, profile).cubin)
     text = gpu_tables(calls, facts, code.launches, profile, resources.compiler_name())
     _link(("gpu_program.c",), [], text, [f"-Wa,-I,{folder}", "-ldl"], profile, out)
+    made = _ELF_MACHINES.get(int.from_bytes(out.read_bytes()[18:20], "little"), "another processor")
+    if made != profile.machine:
+        raise CompileError(
+            f"`{profile.link.cxx}` links for {made}, but the host of target {profile.name!r} is {profile.machine}: give its profile that "
+            f"processor's compiler as `link.cxx`, or another `host`"
+        )
 
 
 def write_object(functions: dict[str, tirx.PrimFunc], profile: TargetProfile, out: Path) -> None:

@@ -44,6 +44,15 @@ __asm__(".section .rodata\n.balign 64\nhwprune_kernels_image: .incbin \"kernels.
 EXPORT const int64_t hwprune_facts[] = {FACTS};
 enum { FACT_INPUTS = 1, FACT_OUTPUTS, FACT_WEIGHTS_BYTES, FACT_WORKSPACE_BYTES, FACT_ELEMENTS = 7 };
 
+/* Steps that are captured as a graph: `runs` times the `count` steps from `first` on. `copies` of the constants, `stride` bytes
+ * apart, take turns from number `turn` on. `events` are recorded before the first step, and after the last one or after each. */
+typedef struct {
+  uint32_t first, count;
+  int64_t runs, copies, stride, turn;
+  cu_event* events;
+  int each;
+} chain_t;
+
 static _Thread_local char error_text[1024];
 static pthread_mutex_t turn_of = PTHREAD_MUTEX_INITIALIZER;
 static cuda_t cuda;
@@ -64,6 +73,11 @@ static struct {
   int64_t copied;           /* bytes of it */
   uint8_t has_run[STEP_COUNT];
   cu_graph_exec network;
+  struct {
+    chain_t of;
+    cu_event events[2];
+    cu_graph_exec exec;
+  } burst; /* the last one: the same again is launched without being captured anew */
 } gpu;
 
 static int say(const char* text) {
@@ -92,7 +106,7 @@ static int load_driver(void) {
   gpu.driver = dlopen(asked ? asked : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!gpu.driver) {
     snprintf(error_text, sizeof(error_text),
-             "NVIDIA's driver cannot be loaded (%s); this artifact is for a GPU ('%s'): install the driver, or compile the network for a "
+             "NVIDIA's driver cannot be loaded (%s); this program is for a GPU ('%s'): install the driver, or compile the network for a "
              "CPU's target",
              dlerror(), TARGET);
     return -1;
@@ -110,7 +124,7 @@ static int find_device(void) {
   const cu_result result = cuda.Init(0);
   if (result == CU_NO_DEVICE || (result == 0 && cuda.DeviceGetCount(&count) == 0 && count == 0)) {
     snprintf(error_text, sizeof(error_text),
-             "NVIDIA's driver finds no GPU; this artifact needs one ('%s'): does CUDA_VISIBLE_DEVICES hide it, or is it not passed to this "
+             "NVIDIA's driver finds no GPU; this program needs one ('%s'): does CUDA_VISIBLE_DEVICES hide it, or is it not passed to this "
              "container?",
              TARGET);
     return -1;
@@ -126,7 +140,7 @@ static int find_device(void) {
   /* Machine code runs on later minor versions of its architecture and on nothing else. */
   if (gpu.capability[0] != ARCH_MAJOR || gpu.capability[1] < ARCH_MINOR) {
     snprintf(error_text, sizeof(error_text),
-             "this artifact is compiled for '%s', a GPU of compute capability %d.%d, but the GPU here is %s of %d.%d: compile the network "
+             "this program is compiled for '%s', a GPU of compute capability %d.%d, but the GPU here is %s of %d.%d: compile the network "
              "with the --target of that card",
              TARGET, ARCH_MAJOR, ARCH_MINOR, gpu.name, gpu.capability[0], gpu.capability[1]);
     return -1;
@@ -140,7 +154,7 @@ static int load_kernels(void) {
   const cu_result result = cuda.ModuleLoadData(&gpu.module, hwprune_kernels_image);
   if (result == CU_NO_BINARY_FOR_GPU || result == CU_INVALID_IMAGE || result == CU_UNSUPPORTED_PTX_VERSION) {
     snprintf(error_text, sizeof(error_text),
-             "the driver of GPU %s (CUDA %d.%d) does not take this artifact's machine code, made by %s for %d.%d: update the driver, or compile "
+             "the driver of GPU %s (CUDA %d.%d) does not take this program's machine code, made by %s for %d.%d: update the driver, or compile "
              "the network with an older toolkit on PATH",
              gpu.name, gpu.version / 1000, gpu.version % 1000 / 10, COMPILER, ARCH_MAJOR, ARCH_MINOR);
     return -1;
@@ -174,8 +188,16 @@ static int take_memory(void) {
   return allocate(&gpu.weights, gpu.weights_size);
 }
 
+static void forget_burst(void) {
+  if (gpu.burst.exec) cuda.GraphExecDestroy(gpu.burst.exec);
+  for (int e = 0; e < 2; ++e)
+    if (gpu.burst.events[e]) cuda.EventDestroy(gpu.burst.events[e]);
+  memset(&gpu.burst, 0, sizeof(gpu.burst));
+}
+
 /* Gives everything back that was taken; a GPU in error gives errors back, which say nothing new. */
 static void release(void) {
+  forget_burst();
   if (gpu.network) cuda.GraphExecDestroy(gpu.network);
   for (int i = 0; i < TENSOR_COUNT; ++i)
     if (gpu.tensors[i]) cuda.MemFree(gpu.tensors[i]);
@@ -201,16 +223,17 @@ static int open_gpu(void) {
 
 /* --- memory -------------------------------------------------------------------------------------------------------- */
 
-static void forget_network(void) {
+static void forget_graphs(void) {
   if (gpu.network) cuda.GraphExecDestroy(gpu.network);
   gpu.network = NULL;
+  forget_burst();
 }
 
 static int copy_weights(const void* host, int64_t bytes) {
   if (host == gpu.host_weights && bytes <= gpu.copied) return 0;
   gpu.host_weights = NULL;
   if (bytes > gpu.weights_size) {
-    forget_network(); /* it holds the old address */
+    forget_graphs(); /* they hold the old address */
     cuda.MemFree(gpu.weights);
     gpu.weights = 0, gpu.weights_size = 0;
     if (allocate(&gpu.weights, bytes)) return -1;
@@ -276,15 +299,6 @@ static int run_once(uint32_t first, uint32_t count) {
   return 0;
 }
 
-/* Steps that are captured as a graph: `runs` times the `count` steps from `first` on. `copies` of the constants, `stride` bytes
- * apart, take turns from number `turn` on. `events` are recorded before the first step, and after the last one or after each. */
-typedef struct {
-  uint32_t first, count;
-  int64_t runs, copies, stride, turn;
-  cu_event* events;
-  int each;
-} chain_t;
-
 static int launch_chain(const chain_t* c) {
   cu_event* next = c->events;
   if (next) TRY(cuda.EventRecordWithFlags(*next++, gpu.stream, CU_EVENT_RECORD_EXTERNAL), "recording an event");
@@ -339,42 +353,62 @@ static int time_network(int64_t runs, int64_t* samples) {
   return 0;
 }
 
-/* Captures a chain and launches it `times` times: nanoseconds between its events, in turn. */
-static int time_chain(const chain_t* c, int64_t events, int64_t times, int64_t* samples) {
-  cu_graph_exec exec = NULL;
-  int status = capture(c, &exec);
-  for (int64_t t = 0; status == 0 && t < times; ++t) {
-    status = launch_and_wait(exec);
-    for (int64_t e = 1; status == 0 && e < events; ++e) {
-      float milliseconds = 0;
-      status = failed(cuda.EventElapsedTime(&milliseconds, c->events[e - 1], c->events[e]), "reading an event");
-      *samples++ = (int64_t)((double)milliseconds * 1e6 + 0.5);
-    }
-  }
-  if (exec) cuda.GraphExecDestroy(exec);
-  return status;
+static int elapsed_ns(cu_event start, cu_event end, int64_t* ns) {
+  float milliseconds = 0;
+  TRY(cuda.EventElapsedTime(&milliseconds, start, end), "reading an event");
+  *ns = (int64_t)((double)milliseconds * 1e6 + 0.5);
+  return 0;
 }
 
-static int with_events(chain_t c, int64_t events, int64_t times, int64_t* samples) {
-  c.events = calloc((size_t)events, sizeof(cu_event));
-  int status = c.events ? 0 : say("out of memory on the host");
-  for (int64_t e = 0; status == 0 && e < events; ++e) status = failed(cuda.EventCreate(&c.events[e], 0), "making an event");
-  if (status == 0) status = time_chain(&c, events, times, samples);
-  for (int64_t e = 0; c.events && e < events; ++e)
-    if (c.events[e]) cuda.EventDestroy(c.events[e]);
-  free(c.events);
-  return status;
+static int same_burst(const chain_t* a, const chain_t* b) {
+  return a->first == b->first && a->count == b->count && a->runs == b->runs && a->copies == b->copies && a->stride == b->stride &&
+         a->turn == b->turn;
+}
+
+static int capture_burst(const chain_t* c) {
+  if (gpu.burst.exec && same_burst(&gpu.burst.of, c)) return 0;
+  forget_burst();
+  for (int e = 0; e < 2; ++e) TRY(cuda.EventCreate(&gpu.burst.events[e], 0), "making an event");
+  gpu.burst.of = *c;
+  gpu.burst.of.events = gpu.burst.events;
+  return capture(&gpu.burst.of, &gpu.burst.exec);
 }
 
 /* The GPU's own time for `runs` runs of some steps in one graph, as within a network; each sample is the mean. */
 static int burst(void* weights, uint32_t first, uint32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs,
                  int64_t* samples) {
-  const chain_t chain = {.first = first, .count = count, .runs = runs, .copies = copies, .stride = stride, .turn = turn};
+  const chain_t chain = {.first = first, .count = count, .runs = runs, .copies = copies, .stride = stride, .turn = turn % copies};
   const int64_t all = copies > 1 ? copies * stride : hwprune_facts[FACT_WEIGHTS_BYTES];
   int64_t total = 0;
-  if (copy_weights(weights, all) || run_once(first, count) || with_events(chain, 2, 1, &total)) return -1;
+  if (copy_weights(weights, all) || run_once(first, count) || capture_burst(&chain) || launch_and_wait(gpu.burst.exec) ||
+      elapsed_ns(gpu.burst.events[0], gpu.burst.events[1], &total))
+    return -1;
   for (int64_t r = 0; r < runs; ++r) samples[r] = total / runs;
   return 0;
+}
+
+/* Each step of each of `runs` runs, between the events after it and after the one before. */
+static int profile_chain(const chain_t* c, int64_t runs, int64_t* samples) {
+  cu_graph_exec exec = NULL;
+  int status = capture(c, &exec);
+  for (int64_t r = 0; status == 0 && r < runs; ++r) {
+    status = launch_and_wait(exec);
+    for (int s = 0; status == 0 && s < STEP_COUNT; ++s) status = elapsed_ns(c->events[s], c->events[s + 1], samples++);
+  }
+  if (exec) cuda.GraphExecDestroy(exec);
+  return status;
+}
+
+static int profile(void* const* inputs, void* weights, int64_t runs, int64_t* samples) {
+  cu_event events[STEP_COUNT + 1] = {NULL};
+  const chain_t chain = {.first = 0, .count = STEP_COUNT, .runs = 1, .copies = 1, .events = events, .each = 1};
+  if (copy_weights(weights, hwprune_facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || run_once(0, STEP_COUNT)) return -1;
+  int status = 0;
+  for (int e = 0; status == 0 && e <= STEP_COUNT; ++e) status = failed(cuda.EventCreate(&events[e], 0), "making an event");
+  if (status == 0) status = profile_chain(&chain, runs, samples);
+  for (int e = 0; e <= STEP_COUNT; ++e)
+    if (events[e]) cuda.EventDestroy(events[e]);
+  return status;
 }
 
 /* --- what others call ---------------------------------------------------------------------------------------------- */
@@ -441,12 +475,6 @@ EXPORT int32_t hwprune_burst(void* const* inputs, void* const* outputs, void* we
                              int32_t first, int32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs, int64_t* samples) {
   (void)outputs, (void)workspace, (void)threads;
   LOCKED(copy_inputs(inputs) ? -1 : burst(weights, (uint32_t)first, (uint32_t)count, copies, stride, turn, runs, samples));
-}
-
-static int profile(void* const* inputs, void* weights, int64_t runs, int64_t* samples) {
-  const chain_t chain = {.first = 0, .count = STEP_COUNT, .runs = 1, .copies = 1, .each = 1};
-  if (copy_weights(weights, hwprune_facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || run_once(0, STEP_COUNT)) return -1;
-  return with_events(chain, STEP_COUNT + 1, runs, samples);
 }
 
 /* Each step of each of `runs` runs: samples[runs][steps]. The events between the steps make each some longer. */

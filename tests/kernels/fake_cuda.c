@@ -2,7 +2,8 @@
  * what a kernel's threads are said to take. Streams are captured, graphs launched and pointers checked as the real one does.
  *
  * FAKE_CUDA_LOG: file that says what was called. FAKE_CUDA_FAIL: `function=code@n`, the n-th call of one fails with that code.
- * FAKE_CUDA_CAPABILITY (8.9), FAKE_CUDA_DEVICES (1), FAKE_CUDA_MEMORY (bytes). FAKE_NVML_WITHOUT: functions that NVML lacks.
+ * FAKE_CUDA_BAD_KERNEL: one that reads where nothing is. FAKE_CUDA_CAPABILITY (8.9), FAKE_CUDA_DEVICES (1), FAKE_CUDA_MEMORY (bytes).
+ * FAKE_NVML_WITHOUT: functions that NVML lacks. FAKE_NVML_REASONS: why clocks are lower. FAKE_NVML_MIG: whether others share the card.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -81,6 +82,7 @@ static int run_node(const node_t* n) {
     if (!is_memory(n->parameters[i])) return 700;
     parameters[i] = (void*)(uintptr_t)n->parameters[i];
   }
+  if (strcmp(n->kernel->name, setting("FAKE_CUDA_BAD_KERNEL", "")) == 0) return 700;
   n->kernel->run(parameters);
   clock_ns += n->ns;
   return 0;
@@ -159,7 +161,7 @@ int cuFuncSetAttribute(void* function, int attribute, int value) { MAY_FAIL; not
 
 int cuMemGetInfo_v2(size_t* unused, size_t* all) {
   *all = strtoull(setting("FAKE_CUDA_MEMORY", "1073741824"), NULL, 10);
-  *unused = *all - taken;
+  *unused = *all > taken ? *all - taken : 0;
   return 0;
 }
 int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
@@ -279,3 +281,36 @@ int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
   *milliseconds = (float)((double)(((event_t*)end)->at_ns - ((event_t*)start)->at_ns) / 1e6);
   return 0;
 }
+
+/* --- NVML ---------------------------------------------------------------------------------------------------------- */
+
+/* The clock of energy is the host's: 100 W, counted in steps of 20 ms. */
+static unsigned long long now_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (unsigned long long)t.tv_sec * 1000 + (unsigned long long)t.tv_nsec / 1000000;
+}
+#define MAY_LACK \
+  if (strstr(setting("FAKE_NVML_WITHOUT", ""), __func__)) return 3
+
+int nvmlInit_v2(void) { MAY_LACK; return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char* bus, void** device) {
+  *device = (void*)bus;
+  return strcmp(bus, "0000:01:00.0") == 0 ? 0 : 6;
+}
+int nvmlDeviceGetClockInfo(void* device, int which, unsigned* mhz) { (void)device; MAY_LACK; *mhz = which == 1 ? 2505 : 10501; return 0; }
+int nvmlDeviceGetMaxClockInfo(void* device, int which, unsigned* mhz) { (void)device; MAY_LACK; *mhz = which == 1 ? 3105 : 10501; return 0; }
+int nvmlDeviceGetTemperature(void* device, int sensor, unsigned* c) { (void)device, (void)sensor; MAY_LACK; *c = 61; return 0; }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void* device, unsigned long long* reasons) {
+  (void)device;
+  MAY_LACK;
+  *reasons = strtoull(setting("FAKE_NVML_REASONS", "4"), NULL, 10);
+  return 0;
+}
+int nvmlDeviceGetMigMode(void* device, unsigned* current, unsigned* pending) {
+  (void)device;
+  MAY_LACK;
+  *current = *pending = (unsigned)atoi(setting("FAKE_NVML_MIG", "0"));
+  return 0;
+}
+int nvmlDeviceGetTotalEnergyConsumption(void* device, unsigned long long* mj) { (void)device; MAY_LACK; *mj = now_ms() / 20 * 20 * 100; return 0; }

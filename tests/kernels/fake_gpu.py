@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from hwprune.compile.link import ffi_includes, native_sources
-from hwprune.kernels.cuda.code import device_code
+from hwprune.kernels.cuda.code import Launch, device_code
 from hwprune.kernels.cuda.emulate import build
 from hwprune.target import TargetProfile
 
@@ -75,6 +75,18 @@ def emulated(functions: Mapping[str, tirx.PrimFunc], gpu: TargetProfile, out: Pa
     return _compile([*ffi_includes(), f"-I{native}", str(source), str(native / "pool.c"), str(objects)], out)
 
 
+def nothing_at_all(kernels: int, out: Path) -> Path:
+    """A library of kernels called as those of a bundle are, which do nothing. All have two arguments at least."""
+    source = out.with_suffix(".c")
+    source.write_text("".join(f"const int kernel{i}_kernel_arguments = 2; void kernel{i}_kernel(void** p) {{}}\n" for i in range(kernels)))
+    return _compile([str(source)], out)
+
+
+def own_us(launch: Launch) -> float:
+    """What the fake driver says that a kernel takes."""
+    return (1000 + int(np.prod(launch.grid) * np.prod(launch.block)) // 64) / 1e3
+
+
 def thread_extents(function: tirx.PrimFunc) -> dict[str, int]:
     """Extent of each of a schedule's thread axes, read from its loops."""
     found: dict[str, int] = {}
@@ -91,7 +103,3 @@ def thread_extents(function: tirx.PrimFunc) -> dict[str, int]:
 
     walk(function.body)
     return found
-
-
-def randomly(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

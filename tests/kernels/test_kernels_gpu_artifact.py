@@ -26,7 +26,7 @@ from hwprune.compile.artifact import build_artifact, network_program
 from hwprune.errors import ArtifactError, CompileError
 from hwprune.kernels import candidates, primfunc
 from hwprune.kernels.cuda import RULES, gemm, resources, tensor
-from hwprune.kernels.cuda.code import DeviceCode, Launch, device_code
+from hwprune.kernels.cuda.code import DeviceCode, device_code
 
 GPU = card("rtx4090")
 INPUTS = (torch.randn(2, 3, 13, 11), torch.randn(2, 24))
@@ -164,22 +164,39 @@ def test_constants_follow_the_caller_and_memory_is_given_back(built, there):
     check(runtime.load(there), built.module)
 
 
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no `aarch64-linux-gnu-g++`; install g++-aarch64-linux-gnu")
+def test_a_jetsons_program_is_one_for_its_processor(monkeypatch, tmp_path):
+    orin = card("jetson-orin")
+    monkeypatch.setattr(resources, "machine_code", lambda source, profile: resources.MachineCode(b"FAKE", ""))
+    network = lowered(nn.ReLU(), (torch.zeros(1, 4, 4, 4),), orin)
+    build_artifact(network, orin, lambda w: candidates(w, orin)[0], tmp_path / "artifact")
+    assert int.from_bytes((tmp_path / "artifact" / "network.so").read_bytes()[18:20], "little") == 183  # ELF: EM_AARCH64
+    assert json.loads((tmp_path / "artifact" / "manifest.json").read_text())["target"]["machine"] == "aarch64"
+
+
+def test_a_compiler_for_another_processor_than_the_hosts_is_refused(monkeypatch, tmp_path):
+    grace = GPU.model_copy(update={"host": "aarch64"})  # and nothing said of its compiler
+    monkeypatch.setattr(resources, "machine_code", lambda source, profile: resources.MachineCode(b"FAKE", ""))
+    network = lowered(nn.ReLU(), (torch.zeros(1, 4, 4, 4),), grace)
+    with pytest.raises(CompileError, match=r"`c\+\+` links for x86_64, but the host of target 'rtx4090' is aarch64: give its profile"):
+        build_artifact(network, grace, lambda w: candidates(w, grace)[0], tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+
+
 # --- time -------------------------------------------------------------------------------------------------------
-
-
-def own_ns(launch: Launch) -> float:
-    """What the fake driver says that a kernel takes."""
-    return 1000 + np.prod(launch.grid) * np.prod(launch.block) // 64
 
 
 def test_timing_of_a_network_of_its_calls_and_of_one_alone(built, there):
     program = runtime.load(there)
     kernels = [call["kernel"] for call in program.manifest["calls"]]
-    expected = np.array([own_ns(built.code.launches[k][0]) for k in kernels]) / 1e3
+    expected = np.array([fake_gpu.own_us(built.code.launches[k][0]) for k in kernels])
     assert (program.time_us(3) > 0).all()
     assert np.allclose(program.profile_us(2), [expected] * 2, atol=2e-3)
-    assert np.allclose(program.time_call_us(1, runs=7), [expected[1]] * 7, atol=2e-3)
-    assert f"graph {7 + 2}" in log(there)  # seven launches between two events, in one graph
+    assert len(kernels) != 5 + 2
+    assert np.allclose(program.time_call_us(1, runs=5), [expected[1]] * 5, atol=2e-3)
+    assert np.allclose(program.time_call_us(1, runs=5), [expected[1]] * 5, atol=2e-3)
+    assert log(there).count(f"graph {5 + 2}") == 2  # five launches between two events, in one graph
+    assert len([x for x in log(there) if x.endswith("captured") and f" {kernels[1]}_kernel " in x]) == 1 + 1 + 5  # captured once
     check(program, built.module)
 
 
@@ -188,7 +205,7 @@ def test_timing_of_a_network_of_its_calls_and_of_one_alone(built, there):
 
 def test_without_a_driver(there, monkeypatch):
     monkeypatch.setenv("HWPRUNE_LIBCUDA", "/nowhere/libcuda.so.1")
-    with pytest.raises(ArtifactError, match=r"NVIDIA's driver cannot be loaded \(/nowhere/libcuda.so.1: .*\); this artifact is for a GPU \('rtx4090'\): install the driver"):
+    with pytest.raises(ArtifactError, match=r"NVIDIA's driver cannot be loaded \(/nowhere/libcuda.so.1: .*\); this program is for a GPU \('rtx4090'\): install the driver"):
         runtime.load(there)
 
 
@@ -201,13 +218,13 @@ def test_driver_that_is_too_old(there, monkeypatch, built):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"FAKE_CUDA_DEVICES": "0"}, "finds no GPU; this artifact needs one .'rtx4090'.: does CUDA_VISIBLE_DEVICES hide it"),
+        ({"FAKE_CUDA_DEVICES": "0"}, "finds no GPU; this program needs one .'rtx4090'.: does CUDA_VISIBLE_DEVICES hide it"),
         ({"FAKE_CUDA_FAIL": "cuInit=100"}, "finds no GPU"),
         ({"FAKE_CUDA_FAIL": "cuInit=999"}, "starting the driver failed on GPU 0: it failed .CUDA_ERROR_OTHER."),
         ({"FAKE_CUDA_CAPABILITY": "8.6"}, "for 'rtx4090', a GPU of compute capability 8.9, but the GPU here is Fake RTX of 8.6: compile"),
         ({"FAKE_CUDA_CAPABILITY": "9.0"}, "of 9.0: compile the network with the --target of that card"),
         ({"FAKE_CUDA_MEMORY": "5000"}, "GPU Fake RTX has 0 of its 0 MiB free, but 1 MiB more are needed: end what else uses it"),
-        ({"FAKE_CUDA_FAIL": "cuModuleLoadData=209"}, r"the driver of GPU Fake RTX \(CUDA 12.4\) does not take this artifact's machine code, made by .* for 8.9: update the driver"),
+        ({"FAKE_CUDA_FAIL": "cuModuleLoadData=209"}, r"the driver of GPU Fake RTX \(CUDA 12.4\) does not take this program's machine code, made by .* for 8.9: update the driver"),
         ({"FAKE_CUDA_FAIL": "cuModuleGetFunction=500"}, "kernel0_kernel failed on GPU Fake RTX"),
         *(({"FAKE_CUDA_FAIL": f"{call}=999"}, "failed on GPU .*: it failed .CUDA_ERROR_OTHER.") for call in (
             "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetPCIBusId", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain",
