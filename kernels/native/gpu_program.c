@@ -42,6 +42,8 @@ __asm__(".section .rodata\n.balign 64\nhwprune_kernels_image: .incbin \"kernels.
 
 /* Format, inputs, outputs, weight bytes, workspace bytes, steps, threads, then the elements of each input and output. */
 EXPORT const int64_t hwprune_facts[] = {FACTS};
+/* Libraries of one process are loaded globally, and the first one's exports stand for all; what is read here is static. */
+static const int64_t facts[] = {FACTS};
 enum { FACT_INPUTS = 1, FACT_OUTPUTS, FACT_WEIGHTS_BYTES, FACT_WORKSPACE_BYTES, FACT_ELEMENTS = 7 };
 
 /* Steps that are captured as a graph: `runs` times the `count` steps from `first` on. `copies` of the constants, `stride` bytes
@@ -182,9 +184,9 @@ static int allocate(cu_pointer* memory, int64_t bytes) {
 
 static int take_memory(void) {
   for (int i = 0; i < TENSOR_COUNT; ++i)
-    if (allocate(&gpu.tensors[i], hwprune_facts[FACT_ELEMENTS + i] * 4)) return -1;
-  if (allocate(&gpu.workspace, hwprune_facts[FACT_WORKSPACE_BYTES])) return -1;
-  gpu.weights_size = hwprune_facts[FACT_WEIGHTS_BYTES];
+    if (allocate(&gpu.tensors[i], facts[FACT_ELEMENTS + i] * 4)) return -1;
+  if (allocate(&gpu.workspace, facts[FACT_WORKSPACE_BYTES])) return -1;
+  gpu.weights_size = facts[FACT_WEIGHTS_BYTES];
   return allocate(&gpu.weights, gpu.weights_size);
 }
 
@@ -246,15 +248,15 @@ static int copy_weights(const void* host, int64_t bytes) {
 }
 
 static int copy_inputs(void* const* inputs) {
-  for (int64_t i = 0; i < hwprune_facts[FACT_INPUTS]; ++i)
-    TRY(cuda.MemcpyHtoDAsync(gpu.tensors[i], inputs[i], (size_t)hwprune_facts[FACT_ELEMENTS + i] * 4, gpu.stream), "copying an input");
+  for (int64_t i = 0; i < facts[FACT_INPUTS]; ++i)
+    TRY(cuda.MemcpyHtoDAsync(gpu.tensors[i], inputs[i], (size_t)facts[FACT_ELEMENTS + i] * 4, gpu.stream), "copying an input");
   return 0;
 }
 
 static int copy_outputs(void* const* outputs) {
-  const int64_t first = hwprune_facts[FACT_INPUTS];
-  for (int64_t i = 0; i < hwprune_facts[FACT_OUTPUTS]; ++i)
-    TRY(cuda.MemcpyDtoHAsync(outputs[i], gpu.tensors[first + i], (size_t)hwprune_facts[FACT_ELEMENTS + first + i] * 4, gpu.stream),
+  const int64_t first = facts[FACT_INPUTS];
+  for (int64_t i = 0; i < facts[FACT_OUTPUTS]; ++i)
+    TRY(cuda.MemcpyDtoHAsync(outputs[i], gpu.tensors[first + i], (size_t)facts[FACT_ELEMENTS + first + i] * 4, gpu.stream),
         "copying an output");
   TRY(cuda.StreamSynchronize(gpu.stream), "running the network");
   return 0;
@@ -265,7 +267,7 @@ static cu_pointer address(const argument_t* a, cu_pointer weights) {
     case WORKSPACE: return gpu.workspace + a->offset;
     case WEIGHTS: return weights + a->offset;
     case INPUT: return gpu.tensors[a->offset];
-    default: return gpu.tensors[hwprune_facts[FACT_INPUTS] + (int64_t)a->offset];
+    default: return gpu.tensors[facts[FACT_INPUTS] + (int64_t)a->offset];
   }
 }
 
@@ -378,7 +380,7 @@ static int capture_burst(const chain_t* c) {
 static int burst(void* weights, uint32_t first, uint32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs,
                  int64_t* samples) {
   const chain_t chain = {.first = first, .count = count, .runs = runs, .copies = copies, .stride = stride, .turn = turn % copies};
-  const int64_t all = copies > 1 ? copies * stride : hwprune_facts[FACT_WEIGHTS_BYTES];
+  const int64_t all = copies > 1 ? copies * stride : facts[FACT_WEIGHTS_BYTES];
   int64_t total = 0;
   if (copy_weights(weights, all) || run_once(first, count) || capture_burst(&chain) || launch_and_wait(gpu.burst.exec) ||
       elapsed_ns(gpu.burst.events[0], gpu.burst.events[1], &total))
@@ -402,7 +404,7 @@ static int profile_chain(const chain_t* c, int64_t runs, int64_t* samples) {
 static int profile(void* const* inputs, void* weights, int64_t runs, int64_t* samples) {
   cu_event events[STEP_COUNT + 1] = {NULL};
   const chain_t chain = {.first = 0, .count = STEP_COUNT, .runs = 1, .copies = 1, .events = events, .each = 1};
-  if (copy_weights(weights, hwprune_facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || run_once(0, STEP_COUNT)) return -1;
+  if (copy_weights(weights, facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || run_once(0, STEP_COUNT)) return -1;
   int status = 0;
   for (int e = 0; status == 0 && e <= STEP_COUNT; ++e) status = failed(cuda.EventCreate(&events[e], 0), "making an event");
   if (status == 0) status = profile_chain(&chain, runs, samples);
@@ -448,7 +450,7 @@ EXPORT const char* hwprune_device(void) {
 }
 
 static int run(void* const* inputs, void* const* outputs, void* weights) {
-  if (copy_weights(weights, hwprune_facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || capture_network()) return -1;
+  if (copy_weights(weights, facts[FACT_WEIGHTS_BYTES]) || copy_inputs(inputs) || capture_network()) return -1;
   TRY(cuda.GraphLaunch(gpu.network, gpu.stream), "launching the network");
   return copy_outputs(outputs);
 }
@@ -466,7 +468,7 @@ EXPORT int32_t hwprune_time(void* const* inputs, void* const* outputs, void* wei
   (void)outputs, (void)workspace, (void)threads;
   LOCKED(copy_inputs(inputs) ? -1
          : !whole            ? burst(weights, (uint32_t)first, (uint32_t)count, copies, stride, turn, runs, samples)
-         : copy_weights(weights, hwprune_facts[FACT_WEIGHTS_BYTES]) ? -1
+         : copy_weights(weights, facts[FACT_WEIGHTS_BYTES]) ? -1
                                                                     : time_network(runs, samples));
 }
 

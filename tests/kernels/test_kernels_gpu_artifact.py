@@ -50,6 +50,11 @@ class Small(nn.Module):
         return y, z * row
 
 
+class Double(nn.Module):
+    def forward(self, x):
+        return x * 2.0
+
+
 @dataclass(frozen=True)
 class Built:
     folder: Path
@@ -149,6 +154,21 @@ def test_artifact_holds_machine_code_of_its_kernels(there):
 def test_manifest_says_for_whom_it_is(there):
     target = json.loads((there / "manifest.json").read_text())["target"]
     assert (target["name"], target["architecture"], target["machine"], target["threads"]) == ("rtx4090", "cuda", "x86_64", 1)
+
+
+def test_two_artifacts_in_one_process_keep_to_their_own(built, there, monkeypatch, tmp_path):
+    first = runtime.load(there)
+    inputs = (torch.randn(3, 7, 5, 6),)
+    network = lowered(Double(), inputs, GPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(resources, "machine_code", lambda source, profile: resources.MachineCode(b"FAKE", ""))
+        build_artifact(network, GPU, lambda w: candidates(w, GPU)[0], tmp_path / "second")
+    functions = {f"kernel{i}": primfunc(w, GPU, candidates(w, GPU)[0]) for i, w in enumerate(network.workloads())}
+    monkeypatch.setenv("FAKE_CUDA_KERNELS", str(fake_gpu.emulated(functions, GPU, tmp_path / "second.so")))
+    second = runtime.load(tmp_path / "second")
+    for _ in range(2):
+        assert np.allclose(second(inputs[0].numpy()), inputs[0].numpy() * 2)
+        check(first, built.module)
 
 
 def test_constants_follow_the_caller_and_memory_is_given_back(built, there):
