@@ -1,9 +1,10 @@
-"""A compiled library, called through its C functions (``kernels/native/program.c``)."""
+"""A compiled library, called through its C functions (``kernels/native/program.c``, ``gpu_program.c``)."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import weakref
 from pathlib import Path
 from typing import Sequence
 
@@ -39,6 +40,16 @@ class Library:
         self.inputs, self.outputs = elements[: head[1]], elements[head[1] :]
         self.weights_bytes, self.workspace_bytes, self.steps, self.threads = head[3], head[4], head[5], head[6]
         self._library.hwprune_error.restype = ctypes.c_char_p
+        self._on_gpu = hasattr(self._library, "hwprune_open")
+        self._memory: Memory | None = None
+        if self._on_gpu:
+            weakref.finalize(self, self._library.hwprune_release).atexit = False
+
+    def open(self) -> None:
+        """Find the GPU and take its memory, so that what is missing is said early. RuntimeError, with the sentence. On a CPU
+        there is nothing to find."""
+        if self._on_gpu and self._library.hwprune_open() != 0:
+            raise RuntimeError(self._error())
 
     def run(self, memory: "Memory", threads: int) -> None:
         """Run all steps once."""
@@ -64,7 +75,12 @@ class Library:
 
     def _call(self, function: str, memory: "Memory", *arguments) -> None:
         if getattr(self._library, function)(*memory.arguments, *arguments) != 0:
-            raise RuntimeError(self._library.hwprune_error().decode(errors="replace") or "a kernel failed")
+            raise RuntimeError(self._error())
+        if self._on_gpu:  # the GPU has constants by their address: it may not become that of others
+            self._memory = memory
+
+    def _error(self) -> str:
+        return self._library.hwprune_error().decode(errors="replace") or "a kernel failed"
 
 
 _names = itertools.count()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -49,28 +50,43 @@ class Program:
         self._workspace = aligned(manifest["workspace_bytes"])
         self._busy = threading.Lock()
 
+    def open(self) -> None:
+        """Find the device that the artifact runs on. ArtifactError, if it is not here or has no room. ``load`` does it."""
+        with self._running():
+            self._library.open()
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """One call at a time; what the library says of a failure is what the user reads."""
+        with self._busy:
+            try:
+                yield
+            except RuntimeError as err:
+                raise ArtifactError(str(err)) from None
+
     def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         memory, results = self._memory(arrays)
-        with self._busy:
+        with self._running():
             self._library.run(memory, self.threads)
         return results[0] if len(results) == 1 else tuple(results)
 
     def time_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        """Wall-clock microseconds of each of ``runs`` runs back to back, shape [runs]."""
+        """Wall-clock microseconds of each of ``runs`` runs back to back, shape [runs]. On a GPU without copies from and to it."""
         memory, _ = self._memory(self._given(inputs))
-        with self._busy:
+        with self._running():
             return self._library.time_ns(memory, self.threads, runs) / 1e3
 
     def profile_us(self, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Wall-clock microseconds of each kernel call within ``runs`` runs, shape [runs, calls]."""
         memory, _ = self._memory(self._given(inputs))
-        with self._busy:
+        with self._running():
             return self._library.profile_ns(memory, self.threads, runs) / 1e3
 
     def time_call_us(self, call: int, runs: int = 20, inputs: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        """Wall-clock microseconds of each of ``runs`` runs of kernel call number ``call`` by itself, shape [runs]."""
+        """Wall-clock microseconds of each of ``runs`` runs of kernel call number ``call`` by itself, shape [runs]. On a GPU all
+        have their mean, by its own clock."""
         memory, _ = self._memory(self._given(inputs))
-        with self._busy:
+        with self._running():
             return self._library.time_ns(memory, self.threads, runs, first=call, count=1) / 1e3
 
     def _given(self, inputs: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
@@ -121,9 +137,11 @@ def load(path: str | os.PathLike, threads: int | None = None, *, verify: bool = 
     _check_machine(folder, manifest["target"])
     threads = threads or manifest["target"]["threads"]
     try:
-        return Program(folder, manifest, threads)
+        program = Program(folder, manifest, threads)
     except (OSError, RuntimeError, AttributeError, ValueError) as err:
         raise ArtifactError(f"{folder} cannot be loaded ({str(err).strip().splitlines()[0]}); compile the artifact again") from None
+    program.open()
+    return program
 
 
 def read_manifest(folder: Path) -> dict:
@@ -160,8 +178,9 @@ def _check_machine(folder: Path, target: dict) -> None:
 
     from hwprune.target import host_features
 
-    if platform.machine() != target["architecture"]:
-        raise ArtifactError(f"{folder} is compiled for {target['architecture']}, this machine is {platform.machine()}")
+    needed = target.get("machine", target["architecture"])
+    if platform.machine() != needed:
+        raise ArtifactError(f"{folder} is compiled for {needed}, this machine is {platform.machine()}")
     missing = sorted(set(target["features"]) - host_features())
     if missing:
         raise ArtifactError(f"{folder} needs {', '.join(missing)}, which this processor lacks; compile it for --target native")

@@ -142,6 +142,9 @@ class TargetProfile(_Frozen):
     alias_of: str | None = Field(default=None, description="shown to the user when this profile stands for another")
     cores: int = Field(gt=0)
     threads: int = Field(gt=0)
+    host: Literal["x86_64", "aarch64"] | None = Field(
+        default=None, description="cuda only: the processor beside the GPU, which runs the program that launches kernels; x86_64 if not given"
+    )
     codegen: Codegen
     link: Link = Link()
     core: Core
@@ -181,6 +184,8 @@ class TargetProfile(_Frozen):
                 f"`architecture` and the table `[gpu]` contradict each other: architecture={self.architecture!r}, "
                 f"[gpu] is {'missing' if self.gpu is None else 'given'}"
             )
+        if self.host is not None and self.architecture != "cuda":
+            yield f"`host` is for GPUs, but got (host={self.host!r}, architecture={self.architecture!r})"
         if self.gpu is not None:
             yield from self._gpu_contradictions(self.gpu)
         if self.memory.l2_bytes < self.memory.l1d_bytes:
@@ -255,6 +260,16 @@ class TargetProfile(_Frozen):
         """float32 operations per second on ``threads`` cores; a fused multiply-add is two."""
         return 2 * self.lanes * self.core.fma_per_cycle * self.core.frequency_mhz * 1e6 * self.threads
 
+    @property
+    def machine(self) -> str:
+        """Architecture of the processor that runs the target's programs, as uname names it."""
+        return (self.host or "x86_64") if self.architecture == "cuda" else self.architecture
+
+    @property
+    def host_threads(self) -> int:
+        """Threads of that processor that a network runs on: a GPU's program needs one."""
+        return self.threads if self.gpu is None else 1
+
     def runs_here(self) -> bool:
         """Whether this machine can execute the profile's code."""
         if platform.machine() != self.architecture:
@@ -267,7 +282,7 @@ class TargetProfile(_Frozen):
 
         unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of"), True)
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
-        unread |= {table: True for table in ("incore", "gpu") if getattr(self, table) is None}
+        unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
         unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
         text = self.model_dump_json(exclude=unread)

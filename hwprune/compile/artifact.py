@@ -21,7 +21,7 @@ import numpy as np
 
 from hwprune import __version__
 from hwprune.compile.constants import Constant, Shapes, size_bytes
-from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall
 from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
 from hwprune.compile.memory import MemoryPlan, aligned
@@ -54,11 +54,12 @@ class _Layout:
 class NetworkProgram:
     """What is linked into a network's library, before anything is built.
 
-    kernels : symbol -> workload and schedule. tables : of the program that calls them, as C.
+    kernels : symbol -> workload and schedule. calls : of the program, in order.
     """
 
     kernels: dict[str, tuple[Workload, Config]]
-    tables: str
+    calls: list[KernelCall]
+    facts: Facts
     emitted: list[Emitted]
     layout: _Layout
     memory: MemoryPlan
@@ -75,9 +76,9 @@ def network_program(
     chosen = {e.workload.key: pick(e.workload) for e in emitted}
     layout, memory = _plan(emitted, chosen, name), network.memory(shapes)
     calls = _calls(network, emitted, chosen, layout, memory)
-    text = tables(calls, _facts(network, layout, memory, profile, shapes or network.traced.shape))
+    facts = _facts(network, layout, memory, profile, shapes or network.traced.shape)
     kernels = {layout.symbols[e.workload.key]: (e.workload, chosen[e.workload.key]) for e in emitted}
-    return NetworkProgram(kernels, text, emitted, layout, memory)
+    return NetworkProgram(kernels, calls, facts, emitted, layout, memory)
 
 
 def build_artifact(
@@ -103,7 +104,7 @@ def build_artifact(
     except OSError as err:
         raise HwpruneError(f"cannot write artifact {out}: {err.strerror}; choose another folder with --out") from None
     try:
-        link(functions, program.tables, profile, folder / "network.so")
+        link(functions, program.calls, program.facts, profile, folder / "network.so")
         _write_weights(network, program.layout, profile, folder)
         manifest = _manifest(network, program, profile, record or {})
         manifest["files"] = {
@@ -174,7 +175,7 @@ def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config
 
 def _facts(network: Network, layout: _Layout, memory: MemoryPlan, profile: TargetProfile, shapes: Shapes) -> Facts:
     inputs, outputs = (tuple(math.prod(shapes(n)) for n in names) for names in (network.inputs, network.output_nodes))
-    return Facts(inputs, outputs, layout.size, memory.workspace_bytes, profile.threads)
+    return Facts(inputs, outputs, layout.size, memory.workspace_bytes, profile.host_threads)
 
 
 def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, folder: Path) -> None:
@@ -206,8 +207,8 @@ def _manifest(network: Network, program: NetworkProgram, profile: TargetProfile,
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {"hwprune": __version__, "tvm": tvm.__version__, "kernels": KERNELS_VERSION},
-        "target": {"name": profile.name, "architecture": profile.architecture, "digest": profile.digest(),
-                   "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.threads},
+        "target": {"name": profile.name, "architecture": profile.architecture, "machine": profile.machine, "digest": profile.digest(),
+                   "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.host_threads},
         "inputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.inputs],
         "outputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.output_nodes],
         "workspace_bytes": program.memory.workspace_bytes,

@@ -47,20 +47,25 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
         for a in call.arguments:
             arguments.append(f"{{{a.space}, {len(a.shape)}, {len(shapes)}, {a.offset}}}")
             shapes.extend(a.shape)
-    numbers = [FACTS_FORMAT, len(facts.inputs), len(facts.outputs), facts.weights_bytes, facts.workspace_bytes,
-               len(calls), facts.threads, *facts.inputs, *facts.outputs]  # fmt: skip
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),
         f"enum {{ STEP_COUNT = {len(calls)}, MOST_ARGUMENTS = {max(len(c.arguments) for c in calls)} }};",
-        f"#define FACTS {', '.join(map(str, numbers))}",
-        _array("const kernel_t KERNELS", [f"__tvm_ffi_{s}" for s in symbols]),
-        _array("const int64_t SHAPES", shapes),
-        _array("const argument_t ARGUMENTS", arguments),
-        _array("const step_t STEPS", steps),
+        facts_line(facts, len(calls)),
+        c_array("const kernel_t KERNELS", [f"__tvm_ffi_{s}" for s in symbols]),
+        c_array("const int64_t SHAPES", shapes),
+        c_array("const argument_t ARGUMENTS", arguments),
+        c_array("const step_t STEPS", steps),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _array(declaration: str, entries: Sequence[object]) -> str:
+def facts_line(facts: Facts, steps: int) -> str:
+    """What ``hwprune_facts`` holds, as a macro."""
+    numbers = [FACTS_FORMAT, len(facts.inputs), len(facts.outputs), facts.weights_bytes, facts.workspace_bytes,
+               steps, facts.threads, *facts.inputs, *facts.outputs]  # fmt: skip
+    return f"#define FACTS {', '.join(map(str, numbers))}"
+
+
+def c_array(declaration: str, entries: Sequence[object]) -> str:
     body = ",\n  ".join(map(str, entries))
     return f"static {declaration}[] = {{\n  {body}\n}};"

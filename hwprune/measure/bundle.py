@@ -1,7 +1,7 @@
 """Everything that a device needs to measure kernels, as one tar file: agent, libraries of kernels, and the job.
 
-``tar xf b.tar && ./measure`` on the device; no Python and no network there, and no library but the C library: kernels
-carry their own thread pool (``kernels/native/pool.c``).
+``tar xf b.tar && ./measure`` on the device; no Python and no network there, and no library but the C library (and the driver
+of a GPU): kernels carry their own thread pool (``kernels/native/pool.c``) or launch themselves (``gpu_program.c``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from hwprune.compile.link import last_line, linker
-from hwprune.errors import CompileError, MeasureError, UsageError
+from hwprune.errors import CompileError, MeasureError
 from hwprune.fsio import sha256_file, write_atomic, write_json_atomic
 from hwprune.kernels import candidates
+from hwprune.kernels.cuda import resources
 from hwprune.measure.agent import build_agent
 from hwprune.measure.device import software
 from hwprune.measure.job import BuiltLibrary, Header, Job, Limits, Placed
@@ -62,16 +63,16 @@ def build_job(
             builder.add(batch, exact, room)
             task.advance()
     return builder.job(Header(
-        target=profile.name, profile=profile.digest(), software=software(profile, spread_bytes), machine=profile.architecture,
-        threads=threads, spread_bytes=spread_bytes,
+        target=profile.name, profile=profile.digest(), software=software(profile, spread_bytes), machine=profile.machine,
+        threads=threads, spread_bytes=spread_bytes, gpu=profile.codegen.arch or "",
     ), limits)  # fmt: skip
 
 
 def check_packable(profile: TargetProfile) -> None:
-    """UsageError or CompileError, with the reason, where no kernels can be packed for ``profile``."""
-    if profile.gpu is not None:
-        raise UsageError(f"target {profile.name!r} is a GPU, and kernels are packed for CPUs so far; choose another target")
+    """CompileError, with the reason, where no kernels can be packed for ``profile``."""
     linker(profile)
+    if profile.gpu is not None:
+        resources.nvcc()
 
 
 def write_bundle(job: Job, profile: TargetProfile, folder: Path, out: Path) -> None:

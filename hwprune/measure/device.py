@@ -40,6 +40,11 @@ def device_text(cpuinfo: Mapping[str, str], board: str, machine: str, cores: int
     return f"{f'{board}, ' if board else ''}{name}; {cores} cores"
 
 
+def gpu_text(name: str, multiprocessors: int, board: str) -> str:
+    """A GPU by name. ``board``: that of its host in the device tree, if it has one."""
+    return f"{f'{board}, ' if board else ''}{name}; {multiprocessors} SMs"
+
+
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -47,7 +52,9 @@ def available_cores() -> int:
 def software(profile: TargetProfile, spread_bytes: int = 0) -> str:
     """Everything about the code generator, and about how kernels were timed, that a kernel's measured speed depends on."""
     from hwprune.kernels import KERNELS_VERSION
+    from hwprune.kernels.cuda.resources import compiler_name
 
     codegen = hashlib.sha256(f"{profile.codegen.model_dump_json()}{profile.lanes}".encode()).hexdigest()[:8]
     spread = f"; constants over {spread_bytes >> 20} MiB" if spread_bytes else ""
-    return f"kernels {KERNELS_VERSION}; tvm {version('apache-tvm')}; codegen {codegen}{spread}"
+    compiler = f"; {compiler_name()}" if profile.gpu is not None else ""
+    return f"kernels {KERNELS_VERSION}; tvm {version('apache-tvm')}; codegen {codegen}{compiler}{spread}"

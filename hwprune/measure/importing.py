@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import TargetError, UsageError
-from hwprune.measure.device import EMULATED, device_text, software
+from hwprune.measure.device import EMULATED, device_text, gpu_text, software
 from hwprune.measure.estimate import QUANTILE, Latency, estimate, undisturbed
 from hwprune.measure.job import Job
 from hwprune.measure.store import Context, Store
@@ -33,6 +33,12 @@ class _Record(BaseModel):
     sha256: str
 
 
+class _Gpu(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    name: str
+    multiprocessors: int = Field(gt=0)
+
+
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
     machine: str
@@ -40,6 +46,7 @@ class _Facts(BaseModel):
     cpuinfo: dict[str, str]
     board: str
     emulated: str = Field(description="why this is no real device; empty if it is one")
+    gpu: _Gpu | None = Field(default=None, description="on which the kernels ran")
 
 
 class _Device(_Record):
@@ -65,6 +72,7 @@ class _Energy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kernel: int = Field(gt=0)
     energy_uj: float = Field(ge=0, allow_inf_nan=False)
+    of: str = Field(default="", description="what it is the energy of, by the device's sensors")
 
 
 class _Measured(_Record):
@@ -97,7 +105,12 @@ class Results:
 
     @property
     def context(self) -> Context:
-        named = device_text(self.device.cpuinfo, self.device.board, self.device.machine, self.device.cores)
+        about, gpu = self.device, self.device.gpu
+        named = (
+            device_text(about.cpuinfo, about.board, about.machine, about.cores)
+            if gpu is None
+            else gpu_text(gpu.name, gpu.multiprocessors, about.board)
+        )
         name = f"{EMULATED} ({self.device.emulated}): {named}" if self.device.emulated else named
         return Context(name, self.job.header.threads, self.job.header.software)
 
@@ -170,6 +183,8 @@ def _assemble(job: Job, records: list[_Record]) -> Results:
     devices, baselines, measured, failed = (all_of(kind) for kind in (_Device, _Baseline, _Measured, _Failed))
     if not devices or not baselines:
         raise ValueError("it names no device, or lacks the reference kernel's times")
+    if bool(job.header.gpu) != (devices[0].device.gpu is not None):
+        raise ValueError("it is of a GPU, or its job is, but not both")
     for number in (*(k.kernel for m in measured for k in m.kernels), *(f.kernel for f in failed)):
         if number >= len(job.kernels):
             raise ValueError(f"the job has no kernel {number}")

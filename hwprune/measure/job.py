@@ -32,7 +32,8 @@ _TYPES = {"int": int, "float": float, "str": str}
 
 @dataclass(frozen=True)
 class Header:
-    """For whom the job is. ``software``: as in ``store.Context``; ``profile``: the digest of the target's profile."""
+    """For whom the job is. ``software``: as in ``store.Context``; ``profile``: the digest of the target's profile; ``machine``: of
+    the processor on which the agent runs; ``gpu``: architecture of the GPU on which kernels run, sm_XX, if they do."""
 
     target: str
     profile: str
@@ -40,6 +41,7 @@ class Header:
     machine: str
     threads: int
     spread_bytes: int
+    gpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Job:
     def to_text(self) -> str:
         lines = [(_FIRST, SCHEMA_VERSION)]
         for part in (self.header, self.limits):
-            lines += [(f.name, _TYPES[f.type](getattr(part, f.name))) for f in fields(part)]
+            # a CPU's job does not say that it has no GPU
+            lines += [(f.name, _TYPES[f.type](getattr(part, f.name))) for f in fields(part) if getattr(part, f.name) != ""]
         lines += [("library", b.file, b.sha256) for b in self.libraries]
         lines += [("workload", effort, json.dumps(w.to_json())) for effort, w in zip(self.efforts, self.workloads)]
         lines += [
@@ -144,7 +147,7 @@ def _from_rows(rows: list[list[str]]) -> Job:
 
     facts = {row[0]: row[1] for row in rows if len(row) == 2}
     header, limits = (
-        kind(**{f.name: _TYPES[f.type](facts[f.name]) for f in fields(kind)})
+        kind(**{f.name: _TYPES[f.type](facts[f.name] if f.name != "gpu" else facts.get("gpu", "")) for f in fields(kind)})
         for kind in (Header, Limits)
     )
     workloads = many("workload", lambda effort, text: (int(effort), Workload.from_json(text)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from hwprune.compile.artifact import NetworkProgram, network_program
 from hwprune.compile.constants import Shapes
+from hwprune.compile.emit_c import tables
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
 from hwprune.kernels import candidates, is_exact, kernel_inputs
@@ -46,18 +47,23 @@ def spread_bytes(weights_bytes: int, profile: TargetProfile) -> int:
     Powers of two, so that networks of about the same size share measurements; 0 where all fits into the nearest caches of
     the cores, at most what no cache holds.
     """
-    memory = profile.memory
-    if weights_bytes <= profile.threads * memory.l2_bytes:
+    memory, near = profile.memory, _near_bytes(profile)
+    if weights_bytes <= near:
         return 0
-    most = 2 * max(memory.l3_bytes, profile.threads * memory.l2_bytes)
+    most = 2 * max(memory.l3_bytes, near)
     return min(1 << (weights_bytes - 1).bit_length(), 1 << (most - 1).bit_length())
 
 
 def exceeded_bytes(spread_bytes: int, profile: TargetProfile) -> int:
     """Bytes of the largest cache that holds less than ``spread_bytes``; 0 if there is none."""
     memory = profile.memory
-    caches = (memory.l3_bytes, profile.threads * memory.l2_bytes)
+    caches = (memory.l3_bytes, _near_bytes(profile))
     return max((size for size in caches if size < spread_bytes), default=0)
+
+
+def _near_bytes(profile: TargetProfile) -> int:
+    """Bytes of the nearest caches of all cores; the cores of a GPU share one."""
+    return profile.memory.l2_bytes * (profile.threads if profile.gpu is None else 1)
 
 
 class Measurer:
@@ -282,7 +288,7 @@ class Measurer:
     def time_programs(self, programs: Mapping[str, NetworkProgram], rounds: int | None = None) -> list[Latency]:
         """Latency of each, linked over random constants and timed in turn in one run, corrected for drift as kernels are."""
         request = {
-            name: {"kernels": {s: [w.to_json(), c.to_text()] for s, (w, c) in p.kernels.items()}, "tables": p.tables}
+            name: {"kernels": {s: [w.to_json(), c.to_text()] for s, (w, c) in p.kernels.items()}, "tables": tables(p.calls, p.facts)}
             for name, p in programs.items()
         }
         answer = self._undisturbed("networks", _NETWORK_ATTEMPTS, programs=request, rounds=rounds or _NETWORK_ROUNDS, timeout_s=300.0)

@@ -9,7 +9,7 @@ from typing import Iterable, Sequence
 
 from tvm import tirx
 
-from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall, tables
+from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, Argument, Facts, KernelCall
 from hwprune.compile.link import last_line, link
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels import candidates, kernel_inputs, primfunc
@@ -59,8 +59,8 @@ def link_kernels(
     sizes = [size for _, size in operands]
     activations = [[t.size_bytes // 4 for t in k.workload.inputs if t.role != "weight"] for k in kernels]
     inputs = tuple(max(column) for column in zip_longest(*activations, fillvalue=0))
-    facts = Facts(inputs, (max(r.size_bytes for r in results) // 4,), max(sizes), 0, threads)
-    link({c.symbol: f for c, f in zip(calls, functions)}, tables(calls, facts), profile, out)
+    facts = Facts(inputs, (max(r.size_bytes for r in results) // 4,), max(sizes), 0, threads if profile.gpu is None else 1)
+    link({c.symbol: f for c, f in zip(calls, functions)}, calls, facts, profile, out)
     return sizes
 
 

@@ -10,14 +10,17 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 
 from tvm import tirx
 
 from hwprune.errors import CompileError
+from hwprune.kernels.cuda.code import device_code
 from hwprune.occupancy import Usage, occupancy
 from hwprune.target import TargetProfile
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -40,22 +43,23 @@ class Resources:
         return occupancy(self.usage, profile.gpu)
 
 
+@dataclass(frozen=True)
+class MachineCode:
+    """What nvcc made: the code, as the driver loads it, and what the assembler said of each kernel."""
+
+    cubin: bytes
+    report: str
+
+
 def source(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> str:
     """CUDA source of named functions: the kernel of function ``f`` is ``f_kernel``. CompileError if TVM has none."""
-    from hwprune.kernels import build
-
-    try:
-        module = build(dict(functions), profile)
-    except Exception as err:  # TVM raises all kinds of exceptions
-        reasons = [line for line in str(err).splitlines() if "failed" in line] or str(err).strip().splitlines()[-1:]
-        raise CompileError(f"TVM cannot generate CUDA for target {profile.name!r}: {reasons[0].strip()}") from err
-    return "\n".join(part.inspect_source() for part in module.imports if part.kind == "cuda")
+    return device_code(functions, profile).source
 
 
 def resources(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> dict[str, Resources]:
     """What each function's kernel takes on the architecture of ``profile``. CompileError: nvcc is missing or fails."""
     text = source(functions, profile)
-    report = _nvcc(text, profile)
+    report = machine_code(text, profile).report
     return {name: _parse(report, text, f"{name}_kernel") for name in functions}
 
 
@@ -67,17 +71,28 @@ def nvcc() -> str:
     return found
 
 
-def _nvcc(text: str, profile: TargetProfile) -> str:
+@lru_cache
+def compiler_name() -> str:
+    """nvcc and its release, as figures depend on it; ``no nvcc`` where there is none."""
+    if shutil.which("nvcc") is None:
+        return "no nvcc"
+    done = subprocess.run([nvcc(), "--version"], capture_output=True, text=True)
+    release = re.search(r"release [^,]*, V([0-9.]+)", done.stdout)
+    return f"nvcc {release[1]}" if release else "nvcc of unknown release"
+
+
+def machine_code(text: str, profile: TargetProfile) -> MachineCode:
+    """Machine code of CUDA source for the architecture of ``profile``. CompileError: nvcc is missing or fails."""
     compiler = nvcc()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.cu")
         path.write_text(text)
         command = [compiler, "-cubin", f"-arch={profile.codegen.arch}", "-O3", "-Xptxas", "-v", "-o", str(path.with_suffix(".cubin")), str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
-        raise CompileError(f"`nvcc` cannot compile for {profile.codegen.arch}: {errors[0].strip()}")
-    return done.stderr
+        if done.returncode != 0:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
+            raise CompileError(f"`nvcc` cannot compile for {profile.codegen.arch}: {errors[0].strip()}")
+        return MachineCode(path.with_suffix(".cubin").read_bytes(), done.stderr)
 
 
 def _parse(report: str, text: str, kernel: str) -> Resources:

@@ -15,7 +15,6 @@ from emulated_networks import emulate, lowered
 from operator_banks import TOLERANCE, exact, randomized, relative_error
 from torch import nn
 
-from hwprune.compile.artifact import build_artifact
 from hwprune.costing import Costing
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels import candidates, primfunc
@@ -171,14 +170,6 @@ def test_schedules_over_the_limits_are_refused_with_both_values():
         primfunc(workload, gpu, Config.make(gemm.name, bm=128, bn=128, bk=8, tm=1, tn=1))
     assert {c["bm"] * c["bk"] for c in gemm.candidates(workload, small)} < {c["bm"] * c["bk"] for c in gemm.candidates(workload, gpu)} | {128, 256, 512}
     assert all(c["bm"] * (c["bk"] + 4) + c["bk"] * (c["bn"] + 4) <= 1024 for c in gemm.candidates(workload, small))
-
-
-def test_artifact_for_a_gpu_is_refused_in_one_sentence(tmp_path):
-    gpu = card("h100")
-    network = lowered(nn.Linear(8, 4), (torch.zeros(1, 8),), gpu)
-    with pytest.raises(CompileError, match="target 'h100' is a GPU, and artifacts are programs for CPUs so far"):
-        build_artifact(network, gpu, lambda w: candidates(w, gpu)[0], tmp_path / "artifact")
-    assert not (tmp_path / "artifact").exists()
 
 
 def test_costing_of_a_gpu_predicts_and_picks_without_one(tmp_path):

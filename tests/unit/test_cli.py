@@ -256,7 +256,6 @@ def test_inspect_of_a_network_without_kernels_says_so_and_draws(folder: Path) ->
         (["--target", "rpi4", "--rpc", "nowhere", "--key", "rpi4", "--model", "bundled:digits_resnet"], "write host:port"),
         (["--import", "r.json"], "cannot read r.json: No such file or directory"),
         (["--target", "rpi4", "--model", "bundled:digits_resnet"], "pack the kernels for a device with --bundle"),
-        (["--target", "h100", "--model", "bundled:digits_resnet", "--bundle", "b.tar"], "is a GPU, and kernels are packed for CPUs so far"),
     ],
 )
 def test_measure_says_what_does_not_go_together(folder: Path, arguments: list[str], said: str) -> None:

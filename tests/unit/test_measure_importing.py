@@ -21,6 +21,7 @@ from hwprune.measure.device import software
 from hwprune.measure.elsewhere import latest_of
 from hwprune.measure.importing import check_fits, parse_results, profile_of, read_results, store_results
 from hwprune.measure.job import BuiltLibrary, Header, Job, Limits, Placed
+from hwprune.measure.measurer import spread_bytes
 from hwprune.measure.store import Context, Store
 from hwprune.progress import Silent
 from hwprune.target import load
@@ -88,6 +89,26 @@ def rows(path: Path) -> int:
 
 def test_job_is_the_same_after_its_text(job):
     assert Job.from_text(job.to_text(), "here") == job
+
+
+def test_job_of_a_gpu_says_so_and_that_of_a_cpu_is_as_it_was(job):
+    assert "\ngpu\t" not in job.to_text()
+    gpu = replace(job, header=replace(job.header, gpu="sm_90"))
+    assert "\ngpu\tsm_90\n" in gpu.to_text() and Job.from_text(gpu.to_text(), "here") == gpu
+
+
+def test_a_gpu_gives_the_device_its_name(job):
+    gpu = replace(job, header=replace(job.header, gpu="sm_90"))
+    told = {"name": "NVIDIA H100 80GB HBM3", "capability": "9.0", "multiprocessors": 132, "driver_cuda": "12.4"}
+    energy = {"kernel": 2, "energy_uj": 7.5, "of": "the card"}
+    entries = [*records(gpu=told, board="")[:2], timed(0, {2: [50.0] * 5}, [10.0] * 5, energy=energy)]
+    results = parse_results(sealed(gpu, entries), "r.json")
+    assert results.context.device == "NVIDIA H100 80GB HBM3; 132 SMs" and results.measured[0].energy.of == "the card"
+    on_a_board = parse_results(sealed(gpu, records(gpu={**told, "name": "Orin"}, board="NVIDIA Jetson AGX Orin")), "r.json")
+    assert on_a_board.context.device == "NVIDIA Jetson AGX Orin, Orin; 132 SMs"
+    for one, facts in ((job, {"gpu": told}), (gpu, {})):
+        with pytest.raises(UsageError, match="it is of a GPU, or its job is, but not both"):
+            parse_results(sealed(one, records(**facts)), "r.json")
 
 
 def test_latencies_are_made_by_the_estimator_and_stored_under_the_device(job, store):
@@ -280,3 +301,10 @@ def test_without_a_store_none_is_made(tmp_path):
     with Costing(load(TARGET).model_copy(update={"incore": None}), tmp_path / "none.sqlite") as cost:  # nor simulations
         assert cost.model is cost.prior
     assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_constants_are_spread_beyond_the_one_cache_of_a_gpu():
+    h100, rpi4 = load("h100"), load("rpi4")
+    l2 = h100.memory.l2_bytes  # of the whole card, which every core sees: 50 MiB
+    assert spread_bytes(l2, h100) == 0 and spread_bytes(l2 + 1, h100) == 1 << 26 and spread_bytes(1 << 40, h100) == 1 << 27
+    assert spread_bytes(rpi4.threads * rpi4.memory.l2_bytes, rpi4) == 0

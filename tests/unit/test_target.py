@@ -122,6 +122,7 @@ def test_unknown_target_names_the_nearest(folder: Path) -> None:
         ('[source]\n"core.speed" = "a book"\n', "`source` names 'core.speed'"),
         ("schema = 7\n", "`schema` = 7: this hwprune reads schema 1"),
         ('name = "other"\n', "`name` = 'other', but the file is mine.toml"),
+        ('host = "aarch64"\n', "`host` is for GPUs, but got (host='aarch64', architecture='aarch64')"),
         ("cores = [\n", "is not TOML"),
     ],
 )
@@ -143,6 +144,7 @@ def test_what_is_said_about_a_bad_profile(folder: Path, text: str, complaint: st
         ("[gpu]\nshared_memory_per_block_bytes = 200000\n", "(shared_memory_per_block_bytes=200000, shared_memory_per"),
         ("[memory]\nl1d_bytes = 65536\n", "(shared_memory_per_sm_bytes=167936, l1d_bytes=65536)"),
         ('[gpu]\nprecision = ["tf32"]\n', "`gpu.precision` must name fp32, which every kernel can fall back to, but got ['tf32']"),
+        ('host = "riscv64"\n', "`host` = 'riscv64': input should be 'x86_64' or 'aarch64'"),
         ('[codegen]\narch = "ampere"\n', "`codegen.arch` must be sm_XX for architecture 'cuda', but got 'ampere'"),
     ],
 )
@@ -188,3 +190,10 @@ def test_digest_of_a_profile_that_gives_more_bandwidths_is_another_one() -> None
     more = plain.model_copy(update={"memory": plain.memory.model_copy(update={"l1_gb_per_s": 20.0})})
     assert more.digest() != plain.digest()
     assert "l1_gb_per_s" not in to_toml(plain) and "l1_gb_per_s = 20.0" in to_toml(more)
+
+
+def test_programs_of_a_gpu_run_on_its_hosts_processor(folder: Path) -> None:
+    assert [target.load(name).machine for name in ("h100", "jetson-orin", "rpi4", "x86")] == ["x86_64", "aarch64", "aarch64", "x86_64"]
+    assert [target.load(name).host_threads for name in ("h100", "rpi4")] == [1, 4]
+    grace = target.load_file(write(folder, "grace", 'extends = "h100"\nhost = "aarch64"\n'))
+    assert grace.machine == "aarch64" and grace.digest() != target.load("h100").digest()

@@ -13,23 +13,6 @@ namespace {
 
 const std::string kCpus = "/sys/devices/system/cpu/cpu";
 
-// Names in a folder that begin with `prefix`.
-std::vector<std::string> entries(const std::string& folder, const std::string& prefix) {
-  std::vector<std::string> found;
-  if (DIR* open = opendir(folder.c_str())) {
-    while (const dirent* entry = readdir(open))
-      if (std::string(entry->d_name).compare(0, prefix.size(), prefix) == 0) found.push_back(folder + "/" + entry->d_name);
-    closedir(open);
-  }
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
-double figure(const std::string& path) {
-  const std::string text = first_line(path);
-  return text.empty() ? -1 : std::strtod(text.c_str(), nullptr);
-}
-
 // Key and value of the lines of the first processor in /proc/cpuinfo.
 std::vector<std::pair<std::string, std::string>> cpuinfo() {
   std::vector<std::pair<std::string, std::string>> found;
@@ -54,6 +37,22 @@ std::string cpuinfo_of(const std::string& key) {
 }
 
 }  // namespace
+
+std::vector<std::string> entries(const std::string& folder, const std::string& prefix) {
+  std::vector<std::string> found;
+  if (DIR* open = opendir(folder.c_str())) {
+    while (const dirent* entry = readdir(open))
+      if (std::string(entry->d_name).compare(0, prefix.size(), prefix) == 0) found.push_back(folder + "/" + entry->d_name);
+    closedir(open);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+double figure(const std::string& path) {
+  const std::string text = first_line(path);
+  return text.empty() ? -1 : std::strtod(text.c_str(), nullptr);
+}
 
 std::string machine_name() {
   utsname names;
@@ -102,7 +101,7 @@ std::string emulator() {
   return {};
 }
 
-std::string device_facts(const std::vector<int>& cpus, bool emulated) {
+std::string device_facts(const std::vector<int>& cpus, bool emulated, const std::string& gpu) {
   const char* wanted[] = {"model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part"};
   std::string out =
       "{\"machine\":" + quoted(machine_name()) + ",\"cores\":" + std::to_string(allowed_cpus().size()) + ",\"cpuinfo\":{";
@@ -116,10 +115,11 @@ std::string device_facts(const std::vector<int>& cpus, bool emulated) {
   out += "},\"board\":" + quoted(first_line("/proc/device-tree/model")) + ",\"cpus\":[";
   for (size_t i = 0; i < cpus.size(); ++i) out += (i ? "," : "") + std::to_string(cpus[i]);
   const std::string found = emulator();
-  return out + "],\"emulated\":" + quoted(!found.empty() ? found : emulated ? "the user says so" : "") + "}";
+  return out + "],\"emulated\":" + quoted(!found.empty() ? found : emulated ? "the user says so" : "") +
+         (gpu.empty() ? "" : ",\"gpu\":" + gpu) + "}";
 }
 
-Condition condition(const std::vector<int>& cpus) {
+Condition condition(const std::vector<int>& cpus, const Gpu& gpu) {
   Condition now;
   for (const int c : cpus) {
     const std::string folder = kCpus + std::to_string(c);
@@ -136,6 +136,8 @@ Condition condition(const std::vector<int>& cpus) {
   // The Raspberry Pi's firmware: bits 0 to 3 say what holds now (under-voltage, clock capped, throttled, soft limit).
   const std::string firmware = first_line("/sys/devices/platform/soc/soc:firmware/get_throttled");
   if (!firmware.empty()) now.throttle_events = std::strtol(firmware.c_str(), nullptr, 16) & 0xf;
+  now.gpu_mhz = gpu.clock_mhz(), now.gpu_limit_mhz = gpu.limit_mhz(), now.gpu_memory_mhz = gpu.memory_mhz();
+  now.gpu_temperature_c = gpu.temperature_c(), now.gpu_slowed = gpu.slowed();
   return now;
 }
 
@@ -149,26 +151,16 @@ std::string Condition::json() const {
   if (limit_mhz >= 0) add("limit_mhz", number(limit_mhz));
   if (temperature_c >= 0) add("temperature_c", number(temperature_c));
   if (throttle_events >= 0) add("throttle_events", std::to_string(throttle_events));
+  if (gpu_mhz) add("gpu_mhz", number(*gpu_mhz));
+  if (gpu_limit_mhz) add("gpu_limit_mhz", number(*gpu_limit_mhz));
+  if (gpu_memory_mhz) add("gpu_memory_mhz", number(*gpu_memory_mhz));
+  if (gpu_temperature_c) add("gpu_temperature_c", number(*gpu_temperature_c));
+  if (gpu_slowed) add("gpu_slowed", quoted(reasons_text(*gpu_slowed)));
   return "{" + out + "}";
 }
 
 bool throttled(const Condition& before, const Condition& after) {
+  for (const Condition* c : {&before, &after})
+    if (c->gpu_slowed && slowed_by_trouble(*c->gpu_slowed)) return true;
   return after.throttle_events > before.throttle_events || after.limit_mhz < before.limit_mhz;
-}
-
-double energy_uj() {
-  double total = -1;
-  for (const std::string& zone : entries("/sys/class/powercap", "intel-rapl:")) {
-    if (std::count(zone.begin(), zone.end(), ':') != 1) continue;  // parts of a package are counted in it
-    const double value = figure(zone + "/energy_uj");
-    if (value > 0) total = std::max(total, 0.0) + value;
-  }
-  return total;
-}
-
-double energy_between_uj(double before, double after) {
-  double range = 0;
-  for (const std::string& zone : entries("/sys/class/powercap", "intel-rapl:"))
-    if (std::count(zone.begin(), zone.end(), ':') == 1) range = std::max(range, figure(zone + "/max_energy_range_uj"));
-  return after >= before ? after - before : after - before + range;
 }

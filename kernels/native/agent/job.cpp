@@ -74,6 +74,8 @@ Job read_job(const std::string& path) {
       job.target = f.text(1);
     else if (f.name() == "machine")
       job.machine = f.text(1);
+    else if (f.name() == "gpu")
+      job.gpu = f.text(1);
     else if (f.name() == "spread_bytes")
       job.spread_bytes = f.whole(1);
     else if (f.name() == "library")

@@ -70,17 +70,24 @@ Library::Library(const std::string& path, int threads, int64_t spread_bytes)
   turns_.resize(static_cast<size_t>(facts[STEPS]));
 }
 
-double Library::time_us(int step, int64_t constants_bytes, int64_t runs) {
+std::vector<std::string> Library::device() const {
+  const char* found = reinterpret_cast<const char* (*)()>(symbol(library_, "hwprune_device"))();
+  if (found == nullptr) fail(reinterpret_cast<Error>(symbol(library_, "hwprune_error"))());
+  return split(found, '\t');
+}
+
+double Library::time_us(int step, int64_t constants_bytes, int64_t runs, bool again) {
   if (static_cast<size_t>(step) >= turns_.size()) fail("the job names a kernel that its library lacks; copy the bundle again");
   const int64_t copies =
       spread_ && constants_bytes > 0 ? std::max<int64_t>(static_cast<int64_t>(weights_.size()) / constants_bytes, 1) : 1;
   int64_t& turn = turns_[static_cast<size_t>(step)];
   std::vector<int64_t> samples(static_cast<size_t>(runs));
-  const auto time = reinterpret_cast<Time>(symbol(library_, "hwprune_time"));
+  void* by_the_gpu = dlsym(library_, "hwprune_burst");
+  const auto time = reinterpret_cast<Time>(by_the_gpu != nullptr ? by_the_gpu : symbol(library_, "hwprune_time"));
   if (time(inputs_.data(), outputs_.data(), weights_.data(), workspace_, threads_, step, 1, copies, constants_bytes, turn, runs,
            samples.data()) != 0)
     fail(reinterpret_cast<Error>(symbol(library_, "hwprune_error"))());
-  turn = (turn + runs) % copies;
+  if (!again) turn = (turn + runs) % copies;
   std::sort(samples.begin(), samples.end());
   const size_t half = samples.size() / 2;
   return static_cast<double>(samples.size() % 2 ? samples[half] : (samples[half - 1] + samples[half]) / 2) / 1e3;

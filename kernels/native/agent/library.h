@@ -1,4 +1,4 @@
-// A library of kernels, called through the functions of kernels/native/program.c.
+// A library of kernels, called through the functions of kernels/native/program.c or gpu_program.c.
 #ifndef HWPRUNE_AGENT_LIBRARY_H
 #define HWPRUNE_AGENT_LIBRARY_H
 
@@ -28,8 +28,12 @@ class Library {
   // Loads the library. Copies of a kernel's constants take up `spread_bytes` and take turns, as in a network of so many
   // bytes; there is one copy if that is 0.
   Library(const std::string& path, int threads, int64_t spread_bytes);
-  // Median microseconds of `runs` runs of a step whose constants take `constants_bytes`. Fails if the kernel does.
-  double time_us(int step, int64_t constants_bytes, int64_t runs);
+  // Median microseconds of `runs` runs of a step whose constants take `constants_bytes`; on a GPU the mean of all. Fails if
+  // the kernel does. `again`: with the copies of its constants that the runs before had, which a GPU's program launches at once.
+  double time_us(int step, int64_t constants_bytes, int64_t runs, bool again = false);
+  // Of the GPU on which the kernels run: name, compute capability, multiprocessors, the driver's CUDA, PCI bus. Fails where
+  // there is none.
+  std::vector<std::string> device() const;
 
  private:
   void* library_;

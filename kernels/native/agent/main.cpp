@@ -1,5 +1,5 @@
 // Measures kernels on a device: reads job.tsv and the libraries beside this program, keeps a journal there, and writes
-// results.json, which `hwprune measure --import` takes. Needs the C library and nothing else.
+// results.json, which `hwprune measure --import` takes. Needs the C library, for a GPU's kernels its driver, and nothing else.
 //
 //     ./measure [--emulated]
 //
@@ -71,13 +71,13 @@ class Run {
     const std::vector<int> allowed = allowed_cpus();
     if (machine_name() != job_.machine)
       fail("this bundle is for " + job_.machine + ", this machine is " + machine_name() + "; make one for it with --target");
-    if (static_cast<int>(allowed.size()) < job_.threads)
+    if (static_cast<int>(allowed.size()) < job_.host_threads())
       fail("this bundle measures on " + std::to_string(job_.threads) + " threads, but only " + std::to_string(allowed.size()) +
            " processors may be used here; make it with --threads " + std::to_string(allowed.size()));
-    cpus_ = fastest_cpus(allowed, job_.threads);
+    cpus_ = fastest_cpus(allowed, job_.host_threads());
     check_libraries();
     for (const std::string& body : journal_.bodies()) done_.take(body);
-    const std::string device = "{\"device\":" + device_facts(cpus_, emulated) + "}";
+    const std::string device = "{\"device\":" + device_facts(cpus_, emulated, gpu()) + "}";
     if (done_.device.empty())
       keep(device);
     else if (done_.device != device)
@@ -100,6 +100,18 @@ class Run {
     for (const LibraryFile& library : job_.libraries)
       if (sha256_hex(read_file(folder_ + "/" + library.file)) != library.sha256)
         fail(folder_ + "/" + library.file + " is not what the bundle was made with; copy the bundle again");
+  }
+
+  // A JSON object of the GPU, if the job is for one. Found by a process of its own: a driver that was started does not survive
+  // the forks to come.
+  std::string gpu() const {
+    std::string found;
+    if (job_.gpu.empty()) return found;
+    const Ending ending = watch(
+        job_.hang_s, [&](Watched*, const Report& report) { find_gpu(job_, folder_, report); },
+        [&](const std::string& body) { found = body; });
+    if (!ending.done) fail(ending.why);
+    return found;
   }
 
   void keep(const std::string& body) {
@@ -143,7 +155,8 @@ class Run {
 
   [[noreturn]] void give_up(const Ending& ending) const {
     if (ending.kernel < 0) fail(ending.why);
-    fail("the reference kernel does not run here (" + ending.why + "): is this processor one of target '" + job_.target + "'?");
+    fail("the reference kernel does not run here (" + ending.why + "): is this " + (job_.gpu.empty() ? "processor" : "GPU") +
+         " one of target '" + job_.target + "'?");
   }
 
   // The job, the device and every line of the journal, and a hash over all that.

@@ -4,19 +4,16 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 
+#include "clock.h"
 #include "device.h"
+#include "energy.h"
 #include "library.h"
 #include "text.h"
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // One kernel, and how often it runs in a burst.
 struct Contender {
@@ -26,10 +23,10 @@ struct Contender {
   Watched* watched;
   double run_us = 0;
 
-  double time(int64_t runs) const {
+  double time(int64_t runs, bool again = false) const {
     watched->kernel = id;
     watched->steps = watched->steps + 1;
-    return library->time_us(kernel->step, kernel->constants_bytes, runs);
+    return library->time_us(kernel->step, kernel->constants_bytes, runs, again);
   }
   void warm_up() {
     time(2);  // first touch of code and data
@@ -51,18 +48,26 @@ double lower_quartile(std::vector<double> samples) {
   return samples[(samples.size() + 3) / 4 - 1];
 }
 
+// A GPU at rest has lowered its clocks; they are up again after this long.
+constexpr double kWakingSeconds = 0.3;
+
 struct Reference {
   Library library;
   Contender timer;
+  Gpu gpu;
 
   Reference(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched)
-      : library(folder + "/" + job.libraries[0].file, job.threads, 0), timer{0, &job.kernels[0], &library, watched} {
+      : library(folder + "/" + job.libraries[0].file, job.host_threads(), 0),
+        timer{0, &job.kernels[0], &library, watched},
+        gpu(job.gpu.empty() ? "" : library.device().back()) {
     keep_to(cpus);
     timer.warm_up();
     // By now the pool's workers are bound to other processors than this thread's; it stays where it is, too. Where it was
     // moved meanwhile, the pool gives way when the next kernel runs.
-    if (static_cast<int>(cpus.size()) >= job.threads) keep_to({sched_getcpu()});
+    if (static_cast<int>(cpus.size()) >= job.host_threads()) keep_to({sched_getcpu()});
     timer.warm_up();
+    const Clock::time_point start = Clock::now();
+    while (!job.gpu.empty() && seconds_since(start) < kWakingSeconds) timer.burst(job.burst_us);
   }
 };
 
@@ -81,6 +86,9 @@ struct Group {
   }
   double interval() const { return relative_interval(samples[fastest()]); }
 };
+
+// Long beside what lies between two bursts, short beside what a counter of energy takes to move.
+constexpr double kEnergyBurstUs = 1e4;
 
 // Leaves the fastest few of each group, by a few short bursts.
 void screen(const Job& job, std::vector<Group>& groups) {
@@ -104,30 +112,29 @@ void screen(const Job& job, std::vector<Group>& groups) {
   }
 }
 
-// Microjoules of one run of the fastest contender, of the whole package; empty where the system does not tell.
-std::string energy(const Group& g) {
-  const double before = energy_uj();
-  if (before < 0) return {};
+// Microjoules of one run of the fastest contender, and of what; empty where the device does not tell.
+std::string energy(const Group& g, const EnergyMeter& meter) {
   const Contender& c = g.contenders[g.fastest()];
-  const auto runs =
-      static_cast<int64_t>(std::max(1.0, 1e5 / std::max(c.run_us, 0.1)));  // the counter moves once in a millisecond
-  const double start = energy_uj();
-  c.time(runs);
-  return ",\"energy\":{\"kernel\":" + std::to_string(c.id) +
-         ",\"energy_uj\":" + number(energy_between_uj(start, energy_uj()) / static_cast<double>(runs)) + "}";
+  const auto runs = std::max<int64_t>(1, static_cast<int64_t>(kEnergyBurstUs / std::max(c.run_us, 0.1)));
+  const std::optional<double> used = meter.per_run_uj([&] {
+    c.time(runs, true);
+    return runs;
+  });
+  if (!used) return {};
+  return ",\"energy\":{\"kernel\":" + std::to_string(c.id) + ",\"energy_uj\":" + number(*used) + ",\"of\":" + quoted(meter.of()) + "}";
 }
 
 std::string record(const Group& g, const std::vector<double>& reference, double interval, const char* stopped,
-                   const Condition& before, const std::vector<int>& cpus) {
+                   const Condition& before, const std::vector<int>& cpus, const Gpu& gpu, const EnergyMeter& meter) {
   std::string kernels;
   for (size_t i = 0; i < g.contenders.size(); ++i)
     kernels += std::string(i ? "," : "") + "{\"kernel\":" + std::to_string(g.contenders[i].id) +
                ",\"samples_us\":" + numbers(g.samples[i]) + "}";
-  const Condition after = condition(cpus);
+  const Condition after = condition(cpus, gpu);
   return "{\"workload\":" + std::to_string(g.workload) + ",\"kernels\":[" + kernels + "],\"reference_us\":" + numbers(reference) +
          ",\"screened_us\":{" + g.screened + "},\"interval\":" + number(interval) + ",\"stopped\":\"" + stopped +
          "\",\"before\":" + before.json() + ",\"after\":" + after.json() +
-         ",\"throttled\":" + (throttled(before, after) ? "true" : "false") + energy(g) + "}";
+         ",\"throttled\":" + (throttled(before, after) ? "true" : "false") + energy(g, meter) + "}";
 }
 
 }  // namespace
@@ -137,6 +144,12 @@ double relative_interval(std::vector<double> samples) {
   const double n = static_cast<double>(samples.size()), middle = 0.25 * n, half = 1.96 * std::sqrt(n * 0.25 * 0.75);
   const auto at = [&](double rank) { return samples[static_cast<size_t>(std::min(std::max(rank, 1.0), n)) - 1]; };
   return (at(std::ceil(middle + half)) - at(std::floor(middle - half))) / at(std::ceil(middle));
+}
+
+void find_gpu(const Job& job, const std::string& folder, const Report& report) {
+  const std::vector<std::string> d = Library(folder + "/" + job.libraries[0].file, 1, 0).device();
+  report("{\"name\":" + quoted(d[0]) + ",\"capability\":" + quoted(d[1]) + ",\"multiprocessors\":" + d[2] +
+         ",\"driver_cuda\":" + quoted(d[3]) + "}");
 }
 
 void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched,
@@ -155,7 +168,7 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
   const Reference reference(job, folder, cpus, watched);
   watched->kernel = -1;
   const int number_of_library = job.kernels[static_cast<size_t>(kernels[0])].library;
-  Library library(folder + "/" + job.libraries[static_cast<size_t>(number_of_library)].file, job.threads, job.spread_bytes);
+  Library library(folder + "/" + job.libraries[static_cast<size_t>(number_of_library)].file, job.host_threads(), job.spread_bytes);
   std::map<int, Group> by_workload;
   for (const int id : kernels) {
     Group& g = by_workload[job.kernels[static_cast<size_t>(id)].workload];
@@ -166,7 +179,8 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
   for (auto& [_, g] : by_workload) groups.push_back(std::move(g));
   screen(job, groups);
   for (Group& g : groups) g.samples.resize(g.contenders.size());
-  const Condition before = condition(cpus);
+  const EnergyMeter meter(job.gpu.empty() ? nullptr : &reference.gpu);
+  const Condition before = condition(cpus, reference.gpu);
   const Clock::time_point start = Clock::now();
   std::vector<double> drift;
   for (int round = 1; !groups.empty(); ++round) {
@@ -183,7 +197,7 @@ void measure_kernels(const Job& job, const std::string& folder, const std::vecto
                               : round >= job.max_rounds        ? "rounds"
                               : late                           ? "time"
                                                                : nullptr;
-        if (stopped != nullptr) report(record(*g, drift, interval, stopped, before, cpus));
+        if (stopped != nullptr) report(record(*g, drift, interval, stopped, before, cpus, reference.gpu, meter));
         g = stopped != nullptr ? groups.erase(g) : g + 1;
       }
     }

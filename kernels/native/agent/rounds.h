@@ -20,6 +20,9 @@ using Report = std::function<void(const std::string& json)>;
 // hwprune/measure/estimate.py calls the latency.
 double relative_interval(std::vector<double> samples);
 
+// Finds the GPU on which the job's kernels run, and reports a JSON object of it.
+void find_gpu(const Job& job, const std::string& folder, const Report& report);
+
 // Times the reference kernel alone over a while and reports it as the baseline.
 void measure_baseline(const Job& job, const std::string& folder, const std::vector<int>& cpus, Watched* watched,
                       const Report& report);

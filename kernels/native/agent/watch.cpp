@@ -9,15 +9,14 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <exception>
 
+#include "clock.h"
 #include "text.h"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 enum { DONE = 0, FAILED = 3 };
 
 void send(int pipe_end, const std::string& line) {
@@ -93,7 +92,7 @@ Ending watch(double hang_s, const std::function<void(Watched*, const Report&)>& 
       }
     }
     if (watched->steps != seen) seen = watched->steps, moved = Clock::now();
-    if (std::chrono::duration<double>(Clock::now() - moved).count() > hang_s && !hung) {
+    if (seconds_since(moved) > hang_s && !hung) {
       hung = true;
       kill(pid, SIGKILL);
     }
