@@ -1,159 +1,425 @@
-"""Convolution as implicit GEMM, and matrix products, on the tensor cores: factors rounded to float16, sums in float32.
+"""Convolution as implicit GEMM, and matrix products, on the tensor cores: factors rounded to TF32 or float16, sums in float32.
 
-Offered only where the profile's ``precision`` has fp16, as factors lose 13 bits and overflow beyond 65,504. TF32 waits
-for TVM: its generator of CUDA writes fragments of half and integers only. A block makes bm x bn results and fetches operands as
-``gemm`` does, rounding them on the way to shared memory. Each warp multiplies 16 x 16 tiles held in fragments (WMMA,
-CUDA C++ Programming Guide, warp matrix functions); sums go through shared memory to the epilogue.
+Offered only where the profile's ``precision`` allows it: factors lose 13 bits, and those that float16 cannot hold (65,504
+is its largest) become infinite. A block makes bm x bn results, bk steps of k at a time; copies into shared memory run
+``stages - 1`` steps ahead, past the registers (cp.async). Each warp multiplies tiles of 16 x 8 by the instruction mma.sync
+and applies the epilogue to its sums where they are, in registers.
+
+The order of k within 16 steps and of columns within 16 is free as long as both factors agree, so it is chosen such that
+a lane takes four neighbours each time: four k of a row of the left factor, four columns of the result. The right factor
+is packed, when the network is compiled, in the order in which lanes take it, rounded, with zeros up to whole tiles.
+Shared memory is then read and written in 16-byte vectors without conflicts, and nothing of it is padding.
+
+Sources: PTX ISA, matrix fragments of mma.m16n8k8 and mma.m16n8k16; the pipeline is the multistage one of CUTLASS.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+import math
+from itertools import product as combinations
+from typing import Mapping, Sequence
 
-from tvm import s_tir, tirx
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
-from hwprune.errors import Infeasible
-from hwprune.kernels.cuda.gemm import fetch
-from hwprune.kernels.cuda.model import product_cycles, within
-from hwprune.kernels.cuda.product import Product, block_tiles, pixels_first, product
-from hwprune.kernels.schedule import Config, block_or_none
+from hwprune.errors import CompileError, Infeasible
+from hwprune.kernels.compute import expression
+from hwprune.kernels.cuda.gather import Gather
+from hwprune.kernels.cuda.model import Step, product_cycles, within
+from hwprune.kernels.cuda.product import Product, rounded
+from hwprune.kernels.cuda.ptx import FP16, PRECISIONS, Card, Precision
+from hwprune.kernels.loops import constant, function, vector
+from hwprune.kernels.schedule import Config, Repack, as_read
 from hwprune.occupancy import Usage, excess, gpu_of
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 name = "cuda_tensor"
+#: products of rounded factors
+exact = False
 
-#: Rows and columns of a fragment of sums, and steps of k that one instruction takes.
-_TILE = _STEPS = 16
-_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
-_WARPS, _DEPTHS = ((2, 4), (4, 2), (2, 2), (1, 2), (2, 1)), (16, 32)
+#: Rows and columns of a result that a warp makes in one piece (two instructions side by side), and steps of k they take.
+_PIECE = 16
+#: Words of 16 bytes, and lanes that share a row of a piece.
+_VECTOR = 4
+_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (32, 64), (32, 32))
+_WARPS = ((2, 4), (4, 2), (2, 2), (4, 1), (1, 4), (1, 2), (2, 1))
+_DEPTHS, _STAGES = (16, 32), (2, 3, 4)
 _OFFERED = 12
-_FURTHER_REGISTERS = 48
+#: Addresses, loop counters and what the compiler keeps in flight, beyond sums and factors.
+_FURTHER_REGISTERS = 56
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     shape = Product.of(workload)
-    if profile.gpu is None or "fp16" not in profile.gpu.precision or shape is None:
-        return None
-    if min(shape.m, shape.n, shape.k) < _TILE:
+    if profile.gpu is None or shape is None or min(shape.m, shape.n, shape.k) < _PIECE:
         return None
     ranked = []
-    rate = profile.gpu.fp16_tflops * 1e6 / 2 / (profile.cores * profile.core.frequency_mhz)
-    for bm, bn in _BLOCKS:
-        for wm, wn in _WARPS:
-            for bk in _DEPTHS:
-                usage = _usage(bm, bn, bk, wm, wn, profile)
-                if bm % (wm * _TILE) or bn % (wn * _TILE) or excess(usage, gpu_of(profile)):
-                    continue
-                config = Config.make(name, precision="fp16", bm=bm, bn=bn, bk=bk, wm=wm, wn=wn)
-                cost = product_cycles(shape, (bm, bn, bk), (bm // wm, bn // wn), usage, profile, (rate, _TILE**2 * _STEPS))
-                ranked.append((cost, config))
+    for precision in PRECISIONS.values():
+        if precision.name not in profile.gpu.precision:
+            continue
+        for (bm, bn), (wm, wn), bk, stages in combinations(_BLOCKS, _WARPS, _DEPTHS, _STAGES):
+            tile = _Tile(precision, bm, bn, bk, wm, wn, stages, gpu_of(profile).warp_size)
+            if not tile.fault and not excess(tile.usage, gpu_of(profile)):
+                ranked.append((tile.cycles(workload, profile), tile.config))
     ranked.sort(key=lambda item: item[0])
-    return [config for _, config in ranked[:_OFFERED]]
-
-
-def _usage(bm: int, bn: int, bk: int, wm: int, wn: int, profile: TargetProfile) -> Usage:
-    warp, pad = gpu_of(profile).warp_size, _pad(profile)
-    shared = 2 * (bm * (bk + pad) + bk * (bn + pad)) + 4 * bm * bn
-    sums = bm * bn // (wm * wn * warp)
-    operands = (bm // wm + bn // wn) * _STEPS // warp
-    return Usage(wm * wn * warp, sums + operands + _FURTHER_REGISTERS, shared)
-
-
-def _pad(profile: TargetProfile) -> int:
-    """Elements after a row in shared memory: one vector of 16 bytes, of float16, against bank conflicts."""
-    return 2 * profile.lanes
+    return [config for _, config in ranked[:_OFFERED]] or None
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return scheduled(workload, profile, config, tensorized=True)
+    tile = _tile(config, profile)
+    return written(workload, profile, config, Card(tile.warps, tile.warp_size))
 
 
-def scheduled(workload: Workload, profile: TargetProfile, config: Config, *, tensorized: bool) -> tirx.PrimFunc:
-    """The function with tensor-core intrinsics, or the same loops without them, which can be run on a CPU."""
-    bm, bn, bk, wm, wn = (int(config[key]) for key in ("bm", "bn", "bk", "wm", "wn"))
+def written(workload: Workload, profile: TargetProfile, config: Config, machine) -> tirx.PrimFunc:
+    """The function for a card, or for what stands in for one."""
+    tile = _tile(config, profile)
     allowed = gpu_of(profile).precision
-    if config["precision"] != "fp16" or "fp16" not in allowed:
+    if tile.precision.name not in allowed:
         raise Infeasible(f"{config.to_text()}: target {profile.name!r} allows {', '.join(allowed)}")
-    within(_usage(bm, bn, bk, wm, wn, profile), profile, config)
-    if bm % (wm * _TILE) or bn % (wn * _TILE) or bk % _STEPS:
-        raise Infeasible(f"{config.to_text()}: warps do not fill the block with fragments")
-    sch = s_tir.Schedule(product(workload, (bm, bn, bk), lambda x: tirx.Cast("float16", x), "float16").primfunc())
-    if block_or_none(sch, "P") is not None:
-        sch.compute_inline("P")
-    pixels_first(sch, workload)
-    shape, threads = Product.of(workload), (wm * wn, gpu_of(profile).warp_size)
-    at, inner = block_tiles(sch, bm, bn)
-    steps = _Steps(sch, tensorized)
-    ko = steps.multiply(steps.store(at, wm, wn), bk)
-    for matrix, lanes in (("A", profile.lanes if shape.contiguous else 1), ("B", profile.lanes)):
-        fetch(sch, matrix, ko, threads, lanes, profile, pad=_pad(profile))
-    steps.finish(ko)
-    _epilogue(sch, inner, threads, profile)
-    return sch.mod["main"]
+    if tile.fault:
+        raise Infeasible(f"{config.to_text()}: {tile.fault}")
+    within(tile.usage, profile, config)
+    kernel = _Kernel(workload, tile, machine)
+    return function(workload, kernel.statements, as_read(workload.inputs, repack(workload, config)))
 
 
-def _epilogue(sch: s_tir.Schedule, inner, threads: tuple[int, int], profile: TargetProfile) -> None:
-    _, ty, tx, lane = sch.split(sch.fuse(*inner), [None, *threads, profile.lanes])
-    sch.bind(ty, "threadIdx.y")
-    sch.bind(tx, "threadIdx.x")
-    sch.vectorize(lane)
+def repack(workload: Workload, config: Config) -> Mapping[int, Repack]:
+    """The right factor in the order in which lanes take it."""
+    precision, bn, bk = PRECISIONS[str(config["precision"])], int(config["bn"]), int(config["bk"])
+    gather = Gather(workload)
+    blocks, steps = rounded(gather.n, bn) // bn, rounded(gather.k, bk) // bk
+    shape = (blocks, steps, bn * bk * precision.bytes // 4)
+
+    def transform(packed: np.ndarray) -> np.ndarray:
+        return fragments(_matrix(packed, gather), precision, bn, bk).reshape(shape)
+
+    return {workload.anchor.args[1]: Repack(f"mma {precision.name} {bn}x{bk}", shape, transform)}
 
 
-class _Steps:
-    """The stages of one product that become tensor-core instructions."""
+def _matrix(packed: np.ndarray, gather: Gather) -> np.ndarray:
+    """[taps x stored channels, columns] of a weight packed [columns / lanes, ..., channels, lanes]."""
+    taps = packed.reshape(packed.shape[0], -1, gather.channels, gather.lanes)
+    filled = np.zeros((*taps.shape[:2], gather.stored, gather.lanes), np.float32)
+    filled[:, :, : gather.channels] = taps
+    return filled.transpose(1, 2, 0, 3).reshape(gather.k, gather.n)
 
-    def __init__(self, sch: s_tir.Schedule, tensorized: bool):
-        self.sch, self.tensorized = sch, tensorized
-        self.stored = sch.cache_read("Y", _reads(sch).index("C"), "shared")
-        self.left, self.right = sch.cache_read("C", 0, "wmma.matrix_a"), sch.cache_read("C", 1, "wmma.matrix_b")
 
-    def store(self, at, wm: int, wn: int):
-        """Fragments of sums to shared memory, each warp its own. The loop over warps."""
-        sch = self.sch
-        sch.set_scope("C", 0, "wmma.accumulator")
-        sch.compute_at(self.stored, at, preserve_unit_loops=True)
-        *_, m, n = sch.get_loops(self.stored)
-        y, i, mi = sch.split(m, [wm, None, _TILE])
-        x, j, ni = sch.split(n, [wn, None, _TILE])
-        sch.reorder(y, x, i, j, mi, ni)
-        warp = sch.fuse(y, x)
-        sch.bind(warp, "threadIdx.y")
-        self.store_at = mi
-        return warp
+def fragments(matrix: np.ndarray, precision: Precision, bn: int, bk: int) -> np.ndarray:
+    """Right factor [k, n], float32, tile by tile as lanes load it, 16 bytes each time; float16 in pairs, seen as float32.
 
-    def multiply(self, warp, bk: int):
-        """Fragments of sums of one warp, and their operands. The loop over fetches."""
-        sch = self.sch
-        sch.compute_at("C", warp, preserve_unit_loops=True)
-        *_, m, n, k = sch.get_loops("C")
-        i, mi = sch.split(m, [None, _TILE])
-        j, ni = sch.split(n, [None, _TILE])
-        ko, ki, kk = sch.split(k, [None, bk // _STEPS, _STEPS])
-        sch.reorder(ko, ki, i, j, mi, ni, kk)
-        self.product_at, self.loads_at = mi, []
-        for block, shape in ((self.left, (_TILE, _STEPS)), (self.right, (_STEPS, _TILE))):
-            sch.compute_at(block, ki, preserve_unit_loops=True)
-            *_, row, column = sch.get_loops(block)
-            (ro, ri), (co, ci) = sch.split(row, [None, shape[0]]), sch.split(column, [None, shape[1]])
-            sch.reorder(ro, co, ri, ci)
-            self.loads_at.append(ri)
-        return ko
+    CompileError if float16 does not hold a value.
+    """
+    k, n = (rounded(size, tile) for size, tile in zip(matrix.shape, (bk, bn)))
+    padded = np.zeros((k, n), np.float32)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    # k: 4 neighbours for each of 4 lanes. n: instruction's column 2 t + q of its piece's half e is column 4 t + 2 e + q
+    axes = ("step", "slice", "lane", "k", "block", "piece", "t", "e", "q")
+    split = padded.reshape(k // bk, bk // _PIECE, 4, 4, n // bn, bn // _PIECE, 4, 2, 2)
+    half = ("t", "q", "lane")
+    order = ("e", *half, "k") if precision is not FP16 else (*half, "e", "k")
+    ordered = split.transpose([axes.index(a) for a in ("block", "step", "slice", "piece", *order)])
+    return _rounded(np.ascontiguousarray(ordered), precision).ravel()
 
-    def finish(self, ko) -> None:
-        sch = self.sch
-        init = sch.decompose_reduction("C", ko)
-        if not self.tensorized:
+
+def _rounded(values: np.ndarray, precision: Precision) -> np.ndarray:
+    if precision is FP16:
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest >= 65520:  # halfway to what comes after the largest
+            raise CompileError(f"a weight of {largest:.6g} is beyond 65504, the largest of float16; leave fp16 out of the target's `gpu.precision`")
+        return values.astype(np.float16).view(np.float32)
+    # to nearest, ties away from zero, as cvt.rna.tf32 rounds the other factor
+    return ((values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _tile(config: Config, profile: TargetProfile) -> "_Tile":
+    precision = PRECISIONS.get(str(config["precision"]))
+    if precision is None:
+        raise Infeasible(f"{config.to_text()}: tensor cores take {', '.join(PRECISIONS)}")
+    sizes = (int(config[key]) for key in ("bm", "bn", "bk", "wm", "wn", "stages"))
+    return _Tile(precision, *sizes, gpu_of(profile).warp_size)
+
+
+class _Tile:
+    """What a block makes, and how its warps share it: ``wm`` x ``wn`` warps, each with ``rows`` x ``columns`` pieces."""
+
+    def __init__(self, precision: Precision, bm: int, bn: int, bk: int, wm: int, wn: int, stages: int, warp_size: int):
+        self.precision, self.bm, self.bn, self.bk, self.wm, self.wn, self.stages = precision, bm, bn, bk, wm, wn, stages
+        self.warps, self.warp_size = wm * wn, warp_size
+        self.threads = self.warps * warp_size
+        self.rows, self.columns, self.slices = bm // (wm * _PIECE), bn // (wn * _PIECE), bk // _PIECE
+        #: vectors of 16 bytes that a step fetches
+        self.left_vectors, self.right_vectors = bm * bk // _VECTOR, bn * bk * precision.bytes // 16
+        fours = self.threads // _VECTOR
+        #: rows of the left factor that a thread fetches, and slices that all threads fetch together
+        self.rows_each, self.slices_at_once = max(1, bm // fours), max(1, fours // bm)
+
+    @property
+    def config(self) -> Config:
+        sizes = {key: getattr(self, key) for key in ("bm", "bn", "bk", "wm", "wn", "stages")}
+        return Config.make(name, precision=self.precision.name, **sizes)
+
+    @property
+    def fault(self) -> str | None:
+        """Why these numbers do not make a kernel."""
+        if self.stages < 2 or self.bm % (self.wm * _PIECE) or self.bn % (self.wn * _PIECE) or self.bk % _PIECE:
+            return "warps do not fill the block with pieces of 16 x 16, or there are fewer than 2 stages"
+        if self.left_vectors % self.threads or self.right_vectors % self.threads:
+            return f"{self.threads} threads do not share {self.left_vectors} and {self.right_vectors} vectors evenly"
+        if self.slices % self.slices_at_once:
+            return f"{self.threads} threads do not share rows of {self.bk} steps"
+        return None
+
+    @property
+    def usage(self) -> Usage:
+        factors = self.rows * (self.precision.left + 4) + self.columns * 2 * self.precision.right
+        registers = self.rows * self.columns * 8 + factors + _FURTHER_REGISTERS
+        return Usage(self.threads, registers, 16 * self.stages * (self.left_vectors + self.right_vectors))
+
+    def cycles(self, workload: Workload, profile: TargetProfile) -> float:
+        gpu, gather, precision = gpu_of(profile), Gather(workload), self.precision
+        peak = gpu.tf32_tflops if precision.name == "tf32" else gpu.fp16_tflops
+        rate = peak * 1e6 / 2 / (profile.cores * profile.core.frequency_mhz)
+        products = self.bm * self.bn * precision.instructions / (16 * 8 * 16)
+        vectors = self.warps * (self.rows * 2 + self.columns * precision.bytes / 2)
+        rounds = self.warps * self.rows * precision.left
+        fetches = self.left_vectors * (_COPY if gather.copied else _GATHER) + self.right_vectors * _COPY_CONSTANT
+        per_slice = products + (vectors + rounds) / _PIECE + fetches / self.bk / gpu.warp_size
+        step = Step(
+            arithmetic=self.bm * self.bn / rate,
+            instructions=per_slice,
+            shared_bytes=(vectors / _PIECE * gpu.warp_size + (self.left_vectors + self.right_vectors) / self.bk) * 16,
+            l2_bytes=16 * (self.left_vectors + self.right_vectors) / self.bk,
+            ahead=self.stages,
+        )
+        return product_cycles((gather.m, gather.n, gather.k), (self.bm, self.bn, self.bk), step, self.usage, profile)
+
+
+#: Instructions of a thread for a vector of 16 bytes: a copy with its tap, border and address; values that are computed on
+#: the way, one by one; a copy of what lies in a row. Assumption, from reading the generated code.
+_COPY, _GATHER, _COPY_CONSTANT = 12, 60, 3
+
+
+class _Kernel:
+    """The statements of a kernel, for a ``Card`` or an ``Emulated`` one."""
+
+    def __init__(self, workload: Workload, tile: _Tile, machine):
+        self.workload, self.tile, self.machine = workload, tile, machine
+        self.gather = Gather(workload)
+        self.blocks = tuple(rounded(size, each) // each for size, each in ((self.gather.m, tile.bm), (self.gather.n, tile.bn)))
+        self.steps = rounded(self.gather.k, tile.bk) // tile.bk
+
+    def statements(self, inputs, y) -> None:
+        self.y, self.constants = y, _flat(inputs[self.workload.anchor.args[1]])
+        self.value = expression(self.workload, inputs, self._anchor)
+        self.flat = _flat(inputs[self.workload.anchor.args[0]]) if self.gather.copied else None
+        self.machine.launch(self.blocks[0] * self.blocks[1], self._block)
+
+    def _anchor(self, call, values):
+        self.source, self.extent = values[call.args[0]]
+        return (lambda *index: self.cell), tuple(self.workload.output.shape)
+
+    def _block(self, number) -> None:
+        tile, machine = self.tile, self.machine
+        self.row, self.column = number // self.blocks[1], number % self.blocks[1]
+        self.left = machine.shared(tile.stages * tile.left_vectors * 4, "float32")
+        self.right = machine.shared(tile.stages * tile.right_vectors * 4, "uint32")
+        self.sums = machine.registers(tile.rows * tile.columns * 8, "float32")
+        self.loaded = machine.registers(_VECTOR, "float32")
+        sizes = (tile.rows * tile.precision.left, tile.columns * 2 * tile.precision.right)
+        self.factors = [machine.registers(size, "uint32") for size in sizes]
+        self._find_rows()
+        machine.threads(self.sums.clear)
+        pipeline(machine, self.steps, tile.stages, self._fetch, self._multiply)
+        machine.threads(self._epilogue)
+
+    # --- fetching ---------------------------------------------------------------------------------------------
+
+    def _find_rows(self) -> None:
+        """Where each of the rows begins that a thread fetches: (image, row, column) in registers, found once."""
+        tile, machine = self.tile, self.machine
+        self.places = [machine.registers(tile.rows_each, "int32") for _ in range(3)]
+
+        def find():
+            for j in range(tile.rows_each):
+                for register, value in zip(self.places, self.gather.start(self.row * tile.bm + self._row(j))):
+                    register.store(j, value)
+
+        machine.threads(find)
+
+    @property
+    def _thread(self):
+        return self.machine.warp * self.tile.warp_size + self.machine.lane
+
+    def _row(self, j: int):
+        return (self._thread // _VECTOR + j * (self.tile.threads // _VECTOR)) % self.tile.bm
+
+    def _fetch(self, step) -> None:
+        """Start to copy both factors of ``step`` into its stage."""
+        stage = step % self.tile.stages
+        self.machine.threads(lambda: (self._fetch_left(step, stage), self._fetch_right(step, stage)))
+
+    def _fetch_right(self, step, stage) -> None:
+        tile = self.tile
+        base = (self.column * self.steps + step) * tile.right_vectors
+        for i in range(tile.right_vectors // tile.threads):
+            vector = i * tile.threads + self._thread
+            at = (stage * tile.right_vectors + vector) * _VECTOR
+            self.machine.copy(self.right, at, self.constants, (base + vector) * _VECTOR)
+
+    def _fetch_left(self, step, stage) -> None:
+        """Neighbouring threads take neighbouring vectors of a row and a slice, then the next row."""
+        tile = self.tile
+        for s in range(0, tile.slices, tile.slices_at_once):
+            piece = s if tile.slices_at_once == 1 else s + self._thread // (_VECTOR * tile.bm)
+            within_row = self._thread % _VECTOR * _VECTOR
+            for j in range(tile.rows_each):
+                at = ((stage * tile.slices + piece) * tile.bm + self._row(j)) * _PIECE + within_row
+                self._fetch_vector(j, step * tile.bk + piece * _PIECE + within_row, at)
+
+    def _fetch_vector(self, j: int, k, at) -> None:
+        """Four neighbours from column ``k`` on of the thread's row ``j``, to ``at`` in shared memory."""
+        gather, (height, width) = self.gather, self.gather.image(self.extent)
+        image, y, x = (register[j] for register in self.places)
+        dy, dx, channel = gather.tap(k)
+        row, column, inside = y + dy, x + dx, []
+        if gather.bordered or gather.m % self.tile.bm:
+            inside.append(row >= 0)
+        if gather.bordered:
+            inside += [row < height, column >= 0, column < width]
+        if gather.k % self.tile.bk:
+            inside.append(k < gather.k)
+        if not gather.copied:
+            for lane in range(_VECTOR):
+                T.buffer_store(self.left, self._computed(inside, image, row, column, channel + lane), [at + lane])
             return
-        *_, mi, _ = sch.get_loops(init)
-        # importing it parses hundreds of intrinsics, which takes half a minute
-        from tvm.s_tir.tensor_intrin.cuda import get_wmma_intrin_group
+        offset = ((image * height + row) * width + column) * self.extent[-1] + channel
+        valid = None
+        if inside or gather.channels < gather.stored:
+            whole = tirx.const(_VECTOR, "int32")
+            words = whole if gather.channels == gather.stored else tirx.min(gather.channels - channel, whole)
+            valid = tirx.Select(tirx.all(*inside), words, tirx.const(0, "int32")) if inside else words
+        self.machine.copy(self.left, at, self.flat, offset, valid)
 
-        names = get_wmma_intrin_group("shared", "shared", "float16", "float32", False)
-        sch.tensorize(mi, names["init"])
-        for loop, which in zip((*self.loads_at, self.product_at, self.store_at), ("load_a", "load_b", "compute", "store")):
-            sch.tensorize(loop, names[which])
+    def _computed(self, inside, image, row, column, channel):
+        """One value of the left factor, where it is computed on the way or its neighbours lie elsewhere."""
+        gather, zero = self.gather, constant(0.0)
+        index = (image, row, column, channel) if gather.channels_last else (image, channel, row, column)
+        value = self.source(*index) if gather.is_conv else self.source(image, channel)
+        if inside:
+            value = tirx.if_then_else(tirx.all(*inside), value, constant(gather.border))
+        return value if gather.channels == gather.stored else tirx.if_then_else(channel < gather.channels, value, zero)
+
+    # --- multiplying ------------------------------------------------------------------------------------------
+
+    def _multiply(self, step) -> None:
+        """Add the product of the factors in the stage of ``step``."""
+        tile, machine = self.tile, self.machine
+        stage = step % tile.stages
+
+        def piece(s):
+            machine.lanes(lambda: (self._load_left(stage, s), self._load_right(stage, s)))
+            for r in range(tile.precision.instructions):
+                machine.unrolled(tile.rows, lambda i: machine.unrolled(tile.columns, lambda p: self._products(r, i, p)))
+
+        machine.warps(lambda: machine.unrolled(tile.slices, piece))
+
+    def _products(self, r: int, i, p) -> None:
+        """Instruction ``r`` of both halves of a warp's piece ``i``, ``p``. A lane has rows g and g + 8 of it, four columns of each."""
+        tile, precision = self.tile, self.tile.precision
+        for half in range(2):
+            first = (i * tile.columns + p) * 8 + half * 2
+            self.machine.multiply(
+                precision, self.sums, [first, first + 1, first + 4, first + 5],
+                self.factors[0], i * precision.left + r * 4, self.factors[1], (p * 2 + half) * precision.right + r * 2,
+            )  # fmt: skip
+
+    def _load_left(self, stage, s) -> None:
+        """Four neighbours of rows g and g + 8 of each piece: the lane's columns t and t + 4 of both instructions with eight
+        steps, or its columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of the one with sixteen."""
+        tile, machine, precision = self.tile, self.machine, self.tile.precision
+        left, loaded = self.factors[0], self.loaded
+
+        def load(i):
+            for h in range(2):
+                row = (machine.warp // tile.wn * tile.rows + i) * _PIECE + h * 8 + machine.lane // 4
+                at = ((stage * tile.slices + s) * tile.bm + row) * _PIECE + machine.lane % 4 * _VECTOR
+                loaded.load(0, self.left, at)
+                for v in range(0, _VECTOR, precision.packed):
+                    register = v // 2 * 4 + h + 2 * (v % 2) if precision.packed == 1 else h + v
+                    machine.round(precision, left, i * precision.left + register, [loaded[v + n] for n in range(precision.packed)])
+
+        machine.unrolled(tile.rows, load)
+
+    def _load_right(self, stage, s) -> None:
+        tile, machine = self.tile, self.machine
+        vectors = tile.precision.right // 2
+
+        def load(p):
+            piece = (s * (tile.bn // _PIECE) + machine.warp % tile.wn * tile.columns + p) * vectors
+            for v in range(vectors):
+                at = stage * tile.right_vectors + (piece + v) * tile.warp_size + machine.lane
+                self.factors[1].load((p * vectors + v) * _VECTOR, self.right, at * _VECTOR)
+
+        machine.unrolled(tile.columns, load)
+
+    # --- results ----------------------------------------------------------------------------------------------
+
+    def _epilogue(self) -> None:
+        """The element-wise operators on the sums where they are, and whole vectors of results to memory."""
+        tile, machine, gather = self.tile, self.machine, self.gather
+
+        def four(i, h, p):
+            m = self.row * tile.bm + (machine.warp // tile.wn * tile.rows + i) * _PIECE + h * 8 + machine.lane // 4
+            n = self.column * tile.bn + (machine.warp % tile.wn * tile.columns + p) * _PIECE + machine.lane % 4 * _VECTOR
+            limits = [index < size for index, size, each in ((m, gather.m, tile.bm), (n, gather.n, tile.bn)) if size % each]
+            first = ((i * tile.columns + p) * 2 + h) * _VECTOR
+            if not limits:
+                return self._store(m, n, first)
+            with T.If(tirx.all(*limits)), T.Then():
+                self._store(m, n, first)
+
+        def row(i):
+            for h in range(2):
+                machine.unrolled(tile.columns, lambda p, h=h: four(i, h, p))
+
+        machine.unrolled(tile.rows, row)
+
+    def _store(self, m, n, first) -> None:
+        _, rows, columns = self.gather.out
+        pixel = (m // (rows * columns), m // columns % rows, m % columns) if self.gather.is_conv else (m,)
+
+        def value(lane):
+            self.cell = self.sums[first + lane]
+            return self.value(*pixel, n + lane)
+
+        vector(self.y, (*pixel, n), value, _VECTOR)
 
 
-def _reads(sch: s_tir.Schedule) -> list[str]:
-    return [region.source.name for region in sch.get(sch.get_sblock("Y")).reads]
+def pipeline(machine, steps: int, stages: int, fetch, multiply) -> None:
+    """``multiply(step)`` for all steps, each once its ``fetch(step)`` has arrived, which is started ``stages - 1`` steps ahead.
+
+    One barrier a step: behind it every thread sees the copies of all of them, and none is still at the step before, whose
+    stage the copies started next go to. A group is committed at each step, if an empty one, so that counting them tells
+    which have arrived.
+    """
+    ahead = stages - 1
+    for step in range(ahead):
+        if step < steps:
+            fetch(step)
+        machine.commit()
+
+    def turn(step):
+        machine.wait(ahead - 1)
+        machine.barrier()
+        machine.when(step + ahead < steps, lambda: fetch(step + ahead))
+        machine.commit()
+        multiply(step)
+
+    machine.each(steps, turn)
+
+
+def _flat(buffer):
+    """``buffer`` with one axis."""
+    return T.decl_buffer((math.prod(int(d) for d in buffer.shape),), buffer.dtype, data=buffer.data)
