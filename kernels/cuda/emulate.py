@@ -22,7 +22,6 @@ from hwprune.kernels.cuda import tensor
 from hwprune.kernels.cuda.ptx import TF32, Precision
 from hwprune.kernels.loops import FLOAT, constant, vector
 from hwprune.kernels.schedule import Config
-from hwprune.occupancy import gpu_of
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
@@ -41,8 +40,7 @@ def function(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     """What the kernel of ``config`` does, as a function for a CPU."""
     if config.rule != tensor.name:
         return serial(primfunc(workload, profile, config))
-    machine = Emulated(int(config["wm"]) * int(config["wn"]), gpu_of(profile).warp_size)
-    return tensor.written(workload, profile, config, machine)
+    return tensor.written(workload, profile, config, Emulated)
 
 
 def serial(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -23,13 +23,15 @@ class Step:
     """What one block does for one step of k.
 
     arithmetic : cycles of an SM. instructions : that its warps start. shared_bytes, l2_bytes : that it moves.
-    ahead : steps of the tile's depth for which fetches are under way.
+    chain : cycles that a block takes at least, however little there is to do. ahead : steps of the tile's depth for which
+    fetches are under way.
     """
 
     arithmetic: float
     instructions: float
     l2_bytes: float
     shared_bytes: float = 0.0
+    chain: float = 0.0
     ahead: int = 1
 
 
@@ -54,7 +56,7 @@ def product_cycles(
     started = step.instructions / gpu.schedulers_per_sm
     l2 = step.l2_bytes / (profile.memory.l2_gb_per_s * 1e3 / core.frequency_mhz)
     busy = max(step.arithmetic, started, step.shared_bytes / _SHARED_BYTES_PER_CYCLE, l2)
-    return waves * steps * (at_once * busy + L2_LATENCY_CYCLES / bk / at_once / step.ahead)
+    return waves * steps * (max(at_once * busy, step.chain) + L2_LATENCY_CYCLES / bk / at_once / step.ahead)
 
 
 #: Of the order that microbenchmarks give for L2 on these cards (Jia et al. 2018: 193 on V100; later cards 200 to 300).

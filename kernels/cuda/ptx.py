@@ -23,7 +23,7 @@ _ptx = PTXNamespace()
 
 @dataclass(frozen=True)
 class Precision:
-    """How a warp multiplies 16 x 16 by 16 x 8, and what it takes the factors as.
+    """How a warp multiplies 16 x 16 by 16 x 8, with sums in float32, and what it takes the factors as.
 
     instructions : that it takes for 16 steps of k. bytes : of a factor in a register.
     """
@@ -98,7 +98,8 @@ class Card:
 
     def copy(self, target, at, source, offset, valid=None) -> None:
         """Start to copy 16 bytes of ``source`` (flat offset) into shared memory; only the first ``valid`` words, zeros for the others."""
-        to, start = target.access_ptr("w", offset=at, extent=4), source.access_ptr("r", offset=offset, extent=4)
+        # 0: not said to be written, as TVM would put a barrier of its own before the next load
+        to, start = target.access_ptr(0, offset=at, extent=4), source.access_ptr("r", offset=offset, extent=4)
         length = () if valid is None else (tirx.Cast("uint32", valid * 4),)
         T.evaluate(_ptx["cp.async.cg.shared.global.L2::128B"](to, start, 16, *length))
 

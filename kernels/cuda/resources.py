@@ -55,7 +55,8 @@ def source(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> st
 def resources(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> dict[str, Resources]:
     """What each function's kernel takes on the architecture of ``profile``. CompileError: nvcc is missing or fails."""
     text = source(functions, profile)
-    report = _nvcc(text, profile)
+    with tempfile.TemporaryDirectory() as folder:
+        report = compiled(text, profile, Path(folder, "kernels.cubin"))
     return {name: _parse(report, text, f"{name}_kernel") for name in functions}
 
 
@@ -67,13 +68,13 @@ def nvcc() -> str:
     return found
 
 
-def _nvcc(text: str, profile: TargetProfile) -> str:
+def compiled(text: str, profile: TargetProfile, cubin: Path) -> str:
+    """CUDA source compiled for the architecture of ``profile`` to the file ``cubin``; what nvcc reports. CompileError as above."""
     compiler = nvcc()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernels.cu")
-        path.write_text(text)
-        command = [compiler, "-cubin", f"-arch={profile.codegen.arch}", "-O3", "-Xptxas", "-v", "-o", str(path.with_suffix(".cubin")), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    path = cubin.with_suffix(".cu")
+    path.write_text(text)
+    command = [compiler, "-cubin", f"-arch={profile.codegen.arch}", "-O3", "-Xptxas", "-v", "-o", str(cubin), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
         raise CompileError(f"`nvcc` cannot compile for {profile.codegen.arch}: {errors[0].strip()}")

@@ -1,14 +1,17 @@
 """Convolution as implicit GEMM, and matrix products, on the tensor cores: factors rounded to TF32 or float16, sums in float32.
 
 Offered only where the profile's ``precision`` allows it: factors lose 13 bits, and those that float16 cannot hold (65,504
-is its largest) become infinite. A block makes bm x bn results, bk steps of k at a time; copies into shared memory run
-``stages - 1`` steps ahead, past the registers (cp.async). Each warp multiplies tiles of 16 x 8 by the instruction mma.sync
-and applies the epilogue to its sums where they are, in registers.
+is its largest) become infinite. A block makes bm pixels x bn channels of the result, bk steps of k at a time; copies into
+shared memory run ``stages - 1`` steps ahead, past the registers (cp.async). A warp multiplies by the instruction mma.sync,
+whose rows are channels and whose columns are pixels, and applies the epilogue to its sums where they are, in registers.
 
-The order of k within 16 steps and of columns within 16 is free as long as both factors agree, so it is chosen such that
-a lane takes four neighbours each time: four k of a row of the left factor, four columns of the result. The right factor
-is packed, when the network is compiled, in the order in which lanes take it, rounded, with zeros up to whole tiles.
-Shared memory is then read and written in 16-byte vectors without conflicts, and nothing of it is padding.
+The order of k within 16 steps and of channels within 32 is free as long as both factors agree. It is chosen such that a
+lane always takes four neighbours: four k of a pixel, which are a right fragment as they come, and four channels of the
+result. Weights are packed, when the network is compiled, in the order in which lanes take them, rounded, with zeros up to
+whole tiles. Shared memory is then read and written in 16-byte vectors without conflicts, and nothing of it is padding.
+
+Where the result has few tiles, a product lasts as long as its chain of steps: ``wk`` groups of warps share the slices of a
+step, and add up their sums at the end.
 
 Sources: PTX ISA, matrix fragments of mma.m16n8k8 and mma.m16n8k16; the pipeline is the multistage one of CUTLASS.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import math
 from itertools import product as combinations
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 from tvm import tirx
@@ -39,28 +42,31 @@ name = "cuda_tensor"
 #: products of rounded factors
 exact = False
 
-#: Rows and columns of a result that a warp makes in one piece (two instructions side by side), and steps of k they take.
-_PIECE = 16
-#: Words of 16 bytes, and lanes that share a row of a piece.
+#: What a warp makes in one piece, by two instructions one above the other for each of those that 16 steps of k take.
+_CHANNELS, _PIXELS, _SLICE = 32, 8, 16
+#: Words of 16 bytes, and lanes that share a pixel.
 _VECTOR = 4
 _BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (32, 64), (32, 32))
-_WARPS = ((2, 4), (4, 2), (2, 2), (4, 1), (1, 4), (1, 2), (2, 1))
-_DEPTHS, _STAGES = (16, 32), (2, 3, 4)
+_WARPS = ((2, 4), (4, 2), (2, 2), (4, 1), (8, 1), (1, 4), (1, 2), (2, 1))
+_GROUPS, _DEPTHS, _STAGES = (1, 2, 4), (16, 32, 64), (2, 3, 4)
+_SIZES = ("bm", "bn", "bk", "wm", "wn", "wk", "stages")
 _OFFERED = 12
+#: Pixels, channels and steps: smaller products leave most of a tile empty.
+_LEAST = 16
 #: Addresses, loop counters and what the compiler keeps in flight, beyond sums and factors.
-_FURTHER_REGISTERS = 56
+_FURTHER_REGISTERS = 44
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     shape = Product.of(workload)
-    if profile.gpu is None or shape is None or min(shape.m, shape.n, shape.k) < _PIECE:
+    if profile.gpu is None or shape is None or min(shape.m, shape.n, shape.k) < _LEAST:
         return None
     ranked = []
     for precision in PRECISIONS.values():
         if precision.name not in profile.gpu.precision:
             continue
-        for (bm, bn), (wm, wn), bk, stages in combinations(_BLOCKS, _WARPS, _DEPTHS, _STAGES):
-            tile = _Tile(precision, bm, bn, bk, wm, wn, stages, gpu_of(profile).warp_size)
+        for block, warps, groups, depth, stages in combinations(_BLOCKS, _WARPS, _GROUPS, _DEPTHS, _STAGES):
+            tile = _Tile(precision, *block, depth, *warps, groups, stages, gpu_of(profile).warp_size)
             if not tile.fault and not excess(tile.usage, gpu_of(profile)):
                 ranked.append((tile.cycles(workload, profile), tile.config))
     ranked.sort(key=lambda item: item[0])
@@ -68,12 +74,11 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    tile = _tile(config, profile)
-    return written(workload, profile, config, Card(tile.warps, tile.warp_size))
+    return written(workload, profile, config, Card)
 
 
-def written(workload: Workload, profile: TargetProfile, config: Config, machine) -> tirx.PrimFunc:
-    """The function for a card, or for what stands in for one."""
+def written(workload: Workload, profile: TargetProfile, config: Config, machine: Callable[[int, int], Card]) -> tirx.PrimFunc:
+    """The function for a card, or for what stands in for one. machine : (warps, their size) -> a block of them."""
     tile = _tile(config, profile)
     allowed = gpu_of(profile).precision
     if tile.precision.name not in allowed:
@@ -81,7 +86,7 @@ def written(workload: Workload, profile: TargetProfile, config: Config, machine)
     if tile.fault:
         raise Infeasible(f"{config.to_text()}: {tile.fault}")
     within(tile.usage, profile, config)
-    kernel = _Kernel(workload, tile, machine)
+    kernel = _Kernel(workload, tile, machine(tile.warps, tile.warp_size))
     return function(workload, kernel.statements, as_read(workload.inputs, repack(workload, config)))
 
 
@@ -107,19 +112,19 @@ def _matrix(packed: np.ndarray, gather: Gather) -> np.ndarray:
 
 
 def fragments(matrix: np.ndarray, precision: Precision, bn: int, bk: int) -> np.ndarray:
-    """Right factor [k, n], float32, tile by tile as lanes load it, 16 bytes each time; float16 in pairs, seen as float32.
+    """Weights [k, n], float32, tile by tile as lanes load them, 16 bytes each time; float16 in pairs, seen as float32.
 
     CompileError if float16 does not hold a value.
     """
     k, n = (rounded(size, tile) for size, tile in zip(matrix.shape, (bk, bn)))
     padded = np.zeros((k, n), np.float32)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-    # k: 4 neighbours for each of 4 lanes. n: instruction's column 2 t + q of its piece's half e is column 4 t + 2 e + q
-    axes = ("step", "slice", "lane", "k", "block", "piece", "t", "e", "q")
-    split = padded.reshape(k // bk, bk // _PIECE, 4, 4, n // bn, bn // _PIECE, 4, 2, 2)
-    half = ("t", "q", "lane")
-    order = ("e", *half, "k") if precision is not FP16 else (*half, "e", "k")
-    ordered = split.transpose([axes.index(a) for a in ("block", "step", "slice", "piece", *order)])
+    # k: lane t of four has four neighbours, pairs of them in one register or instruction. n: lane group g has four
+    # neighbours, rows g and g + 8 of the upper and of the lower instruction
+    axes = ("step", "slice", "t", "pair", "one", "block", "piece", "g", "lower", "half")
+    split = padded.reshape(k // bk, bk // _SLICE, 4, 2, 2, n // bn, bn // _CHANNELS, 8, 2, 2)
+    inner = ("g", "t", "pair", "half", "one") if precision is FP16 else ("pair", "g", "t", "one", "half")
+    ordered = split.transpose([axes.index(a) for a in ("block", "step", "slice", "piece", "lower", *inner)])
     return _rounded(np.ascontiguousarray(ordered), precision).ravel()
 
 
@@ -137,68 +142,78 @@ def _tile(config: Config, profile: TargetProfile) -> "_Tile":
     precision = PRECISIONS.get(str(config["precision"]))
     if precision is None:
         raise Infeasible(f"{config.to_text()}: tensor cores take {', '.join(PRECISIONS)}")
-    sizes = (int(config[key]) for key in ("bm", "bn", "bk", "wm", "wn", "stages"))
-    return _Tile(precision, *sizes, gpu_of(profile).warp_size)
+    return _Tile(precision, *(int(config[key]) for key in _SIZES), gpu_of(profile).warp_size)
 
 
 class _Tile:
-    """What a block makes, and how its warps share it: ``wm`` x ``wn`` warps, each with ``rows`` x ``columns`` pieces."""
+    """What a block makes, and how its warps share it: ``wm`` x ``wn`` warps, each with ``rows`` x ``columns`` pieces.
 
-    def __init__(self, precision: Precision, bm: int, bn: int, bk: int, wm: int, wn: int, stages: int, warp_size: int):
-        self.precision, self.bm, self.bn, self.bk, self.wm, self.wn, self.stages = precision, bm, bn, bk, wm, wn, stages
-        self.warps, self.warp_size = wm * wn, warp_size
+    Rows are of pixels, columns of channels. ``wk`` such groups of warps have ``slices_each`` slices of a step each.
+    """
+
+    def __init__(self, precision: Precision, bm: int, bn: int, bk: int, wm: int, wn: int, wk: int, stages: int, warp_size: int):
+        self.precision, self.bm, self.bn, self.bk, self.wm, self.wn, self.wk, self.stages = precision, bm, bn, bk, wm, wn, wk, stages
+        self.warps, self.warp_size, self.group_threads = wm * wn * wk, warp_size, wm * wn * warp_size
         self.threads = self.warps * warp_size
-        self.rows, self.columns, self.slices = bm // (wm * _PIECE), bn // (wn * _PIECE), bk // _PIECE
+        self.rows, self.columns, self.slices = bm // (wm * _PIXELS), bn // (wn * _CHANNELS), bk // _SLICE
+        self.slices_each = self.slices // wk
         #: vectors of 16 bytes that a step fetches
-        self.left_vectors, self.right_vectors = bm * bk // _VECTOR, bn * bk * precision.bytes // 16
+        self.pixel_vectors, self.weight_vectors = bm * bk // _VECTOR, bn * bk * precision.bytes // 16
         fours = self.threads // _VECTOR
         #: rows of the left factor that a thread fetches, and slices that all threads fetch together
         self.rows_each, self.slices_at_once = max(1, bm // fours), max(1, fours // bm)
 
     @property
     def config(self) -> Config:
-        sizes = {key: getattr(self, key) for key in ("bm", "bn", "bk", "wm", "wn", "stages")}
-        return Config.make(name, precision=self.precision.name, **sizes)
+        return Config.make(name, precision=self.precision.name, **{key: getattr(self, key) for key in _SIZES})
 
     @property
     def fault(self) -> str | None:
         """Why these numbers do not make a kernel."""
-        if self.stages < 2 or self.bm % (self.wm * _PIECE) or self.bn % (self.wn * _PIECE) or self.bk % _PIECE:
-            return "warps do not fill the block with pieces of 16 x 16, or there are fewer than 2 stages"
-        if self.left_vectors % self.threads or self.right_vectors % self.threads:
-            return f"{self.threads} threads do not share {self.left_vectors} and {self.right_vectors} vectors evenly"
+        if self.stages < 2 or self.bm % (self.wm * _PIXELS) or self.bn % (self.wn * _CHANNELS) or self.bk % (self.wk * _SLICE):
+            return f"warps do not fill the block with pieces of {_PIXELS} x {_CHANNELS} x {_SLICE}, or there are fewer than 2 stages"
+        if self.pixel_vectors % self.threads or self.weight_vectors % self.threads:
+            return f"{self.threads} threads do not share {self.pixel_vectors} and {self.weight_vectors} vectors evenly"
         if self.slices % self.slices_at_once:
             return f"{self.threads} threads do not share rows of {self.bk} steps"
+        if (self.wk - 1) * self.bm * self.bn > self.stages * self.pixel_vectors * _VECTOR:
+            return f"sums of {self.wk} groups do not fit where the pixels were"
         return None
 
     @property
     def usage(self) -> Usage:
-        factors = self.rows * (self.precision.left + 4) + self.columns * 2 * self.precision.right
+        factors = self.rows * self.precision.right + _VECTOR + self.columns * 2 * self.precision.left
         registers = self.rows * self.columns * 8 + factors + _FURTHER_REGISTERS
-        return Usage(self.threads, registers, 16 * self.stages * (self.left_vectors + self.right_vectors))
+        return Usage(self.threads, registers, 16 * self.stages * (self.pixel_vectors + self.weight_vectors))
 
     def cycles(self, workload: Workload, profile: TargetProfile) -> float:
         gpu, gather, precision = gpu_of(profile), Gather(workload), self.precision
         peak = gpu.tf32_tflops if precision.name == "tf32" else gpu.fp16_tflops
         rate = peak * 1e6 / 2 / (profile.cores * profile.core.frequency_mhz)
-        products = self.bm * self.bn * precision.instructions / (16 * 8 * 16)
-        vectors = self.warps * (self.rows * 2 + self.columns * precision.bytes / 2)
-        rounds = self.warps * self.rows * precision.left
-        fetches = self.left_vectors * (_COPY if gather.copied else _GATHER) + self.right_vectors * _COPY_CONSTANT
-        per_slice = products + (vectors + rounds) / _PIECE + fetches / self.bk / gpu.warp_size
+        chain = _STEP_LATENCY + _MMA_LATENCY * self.slices_each * precision.instructions
+        warps = self.warps / self.wk
+        products = warps * self.rows * self.columns * 2 * precision.instructions / _SLICE
+        vectors = warps * (self.rows + self.columns * precision.left / 2)
+        rounds = warps * self.rows * precision.right * _ROUND
+        fetches = self.pixel_vectors * (_COPY if gather.copied else _GATHER) + self.weight_vectors * _COPY_CONSTANT
+        instructions = products + (vectors + rounds) / _SLICE + fetches / self.bk / gpu.warp_size
         step = Step(
             arithmetic=self.bm * self.bn / rate,
-            instructions=per_slice,
-            shared_bytes=(vectors / _PIECE * gpu.warp_size + (self.left_vectors + self.right_vectors) / self.bk) * 16,
-            l2_bytes=16 * (self.left_vectors + self.right_vectors) / self.bk,
-            ahead=self.stages,
+            instructions=instructions,
+            shared_bytes=(vectors / _SLICE * gpu.warp_size + (self.pixel_vectors + self.weight_vectors) / self.bk) * 16,
+            l2_bytes=16 * (self.pixel_vectors + self.weight_vectors) / self.bk,
+            chain=chain / self.bk,
+            ahead=self.stages - 1,
         )
         return product_cycles((gather.m, gather.n, gather.k), (self.bm, self.bn, self.bk), step, self.usage, profile)
 
 
 #: Instructions of a thread for a vector of 16 bytes: a copy with its tap, border and address; values that are computed on
-#: the way, one by one; a copy of what lies in a row. Assumption, from reading the generated code.
-_COPY, _GATHER, _COPY_CONSTANT = 12, 60, 3
+#: the way, one by one; a copy of what lies in a row. Of a register of rounded factors. Assumption, from reading the code.
+_COPY, _GATHER, _COPY_CONSTANT, _ROUND = 12, 60, 3, 2
+#: Cycles from one instruction mma.sync to the next that takes its sums (of the order that Sun et al. give for an A100, Dissecting
+#: Tensor Cores via Microbenchmarks, 2022), and of a step besides: barrier, loads from shared memory. Assumption: the latter.
+_MMA_LATENCY, _STEP_LATENCY = 25, 100
 
 
 class _Kernel:
@@ -223,16 +238,33 @@ class _Kernel:
     def _block(self, number) -> None:
         tile, machine = self.tile, self.machine
         self.row, self.column = number // self.blocks[1], number % self.blocks[1]
-        self.left = machine.shared(tile.stages * tile.left_vectors * 4, "float32")
-        self.right = machine.shared(tile.stages * tile.right_vectors * 4, "uint32")
+        self.pixels = machine.shared(tile.stages * tile.pixel_vectors * _VECTOR, "float32")
+        self.weights = machine.shared(tile.stages * tile.weight_vectors * _VECTOR, "uint32")
         self.sums = machine.registers(tile.rows * tile.columns * 8, "float32")
         self.loaded = machine.registers(_VECTOR, "float32")
-        sizes = (tile.rows * tile.precision.left, tile.columns * 2 * tile.precision.right)
-        self.factors = [machine.registers(size, "uint32") for size in sizes]
+        self.left = machine.registers(tile.columns * 2 * tile.precision.left, "uint32")
+        self.right = machine.registers(tile.rows * tile.precision.right, "uint32")
         self._find_rows()
         machine.threads(self.sums.clear)
         pipeline(machine, self.steps, tile.stages, self._fetch, self._multiply)
-        machine.threads(self._epilogue)
+        self._combine()
+        machine.threads(lambda: machine.when(self._group == 0, self._epilogue) if tile.wk > 1 else self._epilogue())
+
+    @property
+    def _thread(self):
+        return self.machine.warp * self.tile.warp_size + self.machine.lane
+
+    @property
+    def _group(self):
+        return self.machine.warp // (self.tile.wm * self.tile.wn)
+
+    @property
+    def _warp_row(self):
+        return self.machine.warp // self.tile.wn % self.tile.wm
+
+    @property
+    def _warp_column(self):
+        return self.machine.warp % self.tile.wn
 
     # --- fetching ---------------------------------------------------------------------------------------------
 
@@ -248,35 +280,31 @@ class _Kernel:
 
         machine.threads(find)
 
-    @property
-    def _thread(self):
-        return self.machine.warp * self.tile.warp_size + self.machine.lane
-
     def _row(self, j: int):
         return (self._thread // _VECTOR + j * (self.tile.threads // _VECTOR)) % self.tile.bm
 
     def _fetch(self, step) -> None:
         """Start to copy both factors of ``step`` into its stage."""
         stage = step % self.tile.stages
-        self.machine.threads(lambda: (self._fetch_left(step, stage), self._fetch_right(step, stage)))
+        self.machine.threads(lambda: (self._fetch_pixels(step, stage), self._fetch_weights(step, stage)))
 
-    def _fetch_right(self, step, stage) -> None:
+    def _fetch_weights(self, step, stage) -> None:
         tile = self.tile
-        base = (self.column * self.steps + step) * tile.right_vectors
-        for i in range(tile.right_vectors // tile.threads):
+        base = (self.column * self.steps + step) * tile.weight_vectors
+        for i in range(tile.weight_vectors // tile.threads):
             vector = i * tile.threads + self._thread
-            at = (stage * tile.right_vectors + vector) * _VECTOR
-            self.machine.copy(self.right, at, self.constants, (base + vector) * _VECTOR)
+            at = (stage * tile.weight_vectors + vector) * _VECTOR
+            self.machine.copy(self.weights, at, self.constants, (base + vector) * _VECTOR)
 
-    def _fetch_left(self, step, stage) -> None:
+    def _fetch_pixels(self, step, stage) -> None:
         """Neighbouring threads take neighbouring vectors of a row and a slice, then the next row."""
         tile = self.tile
         for s in range(0, tile.slices, tile.slices_at_once):
             piece = s if tile.slices_at_once == 1 else s + self._thread // (_VECTOR * tile.bm)
             within_row = self._thread % _VECTOR * _VECTOR
             for j in range(tile.rows_each):
-                at = ((stage * tile.slices + piece) * tile.bm + self._row(j)) * _PIECE + within_row
-                self._fetch_vector(j, step * tile.bk + piece * _PIECE + within_row, at)
+                at = ((stage * tile.slices + piece) * tile.bm + self._row(j)) * _SLICE + within_row
+                self._fetch_vector(j, step * tile.bk + piece * _SLICE + within_row, at)
 
     def _fetch_vector(self, j: int, k, at) -> None:
         """Four neighbours from column ``k`` on of the thread's row ``j``, to ``at`` in shared memory."""
@@ -292,7 +320,7 @@ class _Kernel:
             inside.append(k < gather.k)
         if not gather.copied:
             for lane in range(_VECTOR):
-                T.buffer_store(self.left, self._computed(inside, image, row, column, channel + lane), [at + lane])
+                T.buffer_store(self.pixels, self._computed(inside, image, row, column, channel + lane), [at + lane])
             return
         offset = ((image * height + row) * width + column) * self.extent[-1] + channel
         valid = None
@@ -300,7 +328,7 @@ class _Kernel:
             whole = tirx.const(_VECTOR, "int32")
             words = whole if gather.channels == gather.stored else tirx.min(gather.channels - channel, whole)
             valid = tirx.Select(tirx.all(*inside), words, tirx.const(0, "int32")) if inside else words
-        self.machine.copy(self.left, at, self.flat, offset, valid)
+        self.machine.copy(self.pixels, at, self.flat, offset, valid)
 
     def _computed(self, inside, image, row, column, channel):
         """One value of the left factor, where it is computed on the way or its neighbours lie elsewhere."""
@@ -318,73 +346,94 @@ class _Kernel:
         tile, machine = self.tile, self.machine
         stage = step % tile.stages
 
-        def piece(s):
-            machine.lanes(lambda: (self._load_left(stage, s), self._load_right(stage, s)))
-            for r in range(tile.precision.instructions):
-                machine.unrolled(tile.rows, lambda i: machine.unrolled(tile.columns, lambda p: self._products(r, i, p)))
+        def piece(i):
+            s = self._group * tile.slices_each + i if tile.wk > 1 else i
+            machine.lanes(lambda: (self._load_weights(stage, s), self._load_pixels(stage, s)))
+            for part in range(tile.precision.instructions):
+                machine.unrolled(tile.columns, lambda p, part=part: machine.unrolled(tile.rows, lambda j: self._products(part, p, j)))
 
-        machine.warps(lambda: machine.unrolled(tile.slices, piece))
+        machine.warps(lambda: machine.unrolled(tile.slices_each, piece))
 
-    def _products(self, r: int, i, p) -> None:
-        """Instruction ``r`` of both halves of a warp's piece ``i``, ``p``. A lane has rows g and g + 8 of it, four columns of each."""
-        tile, precision = self.tile, self.tile.precision
-        for half in range(2):
-            first = (i * tile.columns + p) * 8 + half * 2
-            self.machine.multiply(
-                precision, self.sums, [first, first + 1, first + 4, first + 5],
-                self.factors[0], i * precision.left + r * 4, self.factors[1], (p * 2 + half) * precision.right + r * 2,
-            )  # fmt: skip
+    def _products(self, part: int, p, j) -> None:
+        """Both instructions of ``part`` for channels ``p`` and pixels ``j`` of the warp. A lane has four channels of two pixels."""
+        precision = self.tile.precision
+        for lower in range(2):
+            first = (p * self.tile.rows + j) * 8 + lower * 2
+            sums = [first + half + pixel * _VECTOR for half in range(2) for pixel in range(2)]
+            left, right = ((p * 2 + lower) * precision.instructions + part) * 4, j * precision.right + part * 2
+            self.machine.multiply(precision, self.sums, sums, self.left, left, self.right, right)
 
-    def _load_left(self, stage, s) -> None:
-        """Four neighbours of rows g and g + 8 of each piece: the lane's columns t and t + 4 of both instructions with eight
-        steps, or its columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of the one with sixteen."""
-        tile, machine, precision = self.tile, self.machine, self.tile.precision
-        left, loaded = self.factors[0], self.loaded
-
-        def load(i):
-            for h in range(2):
-                row = (machine.warp // tile.wn * tile.rows + i) * _PIECE + h * 8 + machine.lane // 4
-                at = ((stage * tile.slices + s) * tile.bm + row) * _PIECE + machine.lane % 4 * _VECTOR
-                loaded.load(0, self.left, at)
-                for v in range(0, _VECTOR, precision.packed):
-                    register = v // 2 * 4 + h + 2 * (v % 2) if precision.packed == 1 else h + v
-                    machine.round(precision, left, i * precision.left + register, [loaded[v + n] for n in range(precision.packed)])
-
-        machine.unrolled(tile.rows, load)
-
-    def _load_right(self, stage, s) -> None:
+    def _load_weights(self, stage, s) -> None:
         tile, machine = self.tile, self.machine
-        vectors = tile.precision.right // 2
+        vectors = 2 * tile.precision.instructions
 
         def load(p):
-            piece = (s * (tile.bn // _PIECE) + machine.warp % tile.wn * tile.columns + p) * vectors
+            piece = (s * (tile.bn // _CHANNELS) + self._warp_column * tile.columns + p) * vectors
             for v in range(vectors):
-                at = stage * tile.right_vectors + (piece + v) * tile.warp_size + machine.lane
-                self.factors[1].load((p * vectors + v) * _VECTOR, self.right, at * _VECTOR)
+                at = stage * tile.weight_vectors + (piece + v) * tile.warp_size + machine.lane
+                self.left.load((p * vectors + v) * _VECTOR, self.weights, at * _VECTOR)
 
         machine.unrolled(tile.columns, load)
 
+    def _load_pixels(self, stage, s) -> None:
+        tile, machine, precision = self.tile, self.machine, self.tile.precision
+
+        def load(j):
+            row = (self._warp_row * tile.rows + j) * _PIXELS + machine.lane // 4
+            self.loaded.load(0, self.pixels, ((stage * tile.slices + s) * tile.bm + row) * _SLICE + machine.lane % 4 * _VECTOR)
+            for i in range(precision.right):
+                values = [self.loaded[i * precision.packed + n] for n in range(precision.packed)]
+                machine.round(precision, self.right, j * precision.right + i, values)
+
+        machine.unrolled(tile.rows, load)
+
     # --- results ----------------------------------------------------------------------------------------------
+
+    def _combine(self) -> None:
+        """The sums of all groups in the registers of the first, by way of shared memory."""
+        tile, machine = self.tile, self.machine
+        if tile.wk == 1:
+            return
+        count = tile.rows * tile.columns * 2
+
+        def place(group, v):
+            return ((group * count + v) * tile.group_threads + self._thread % tile.group_threads) * _VECTOR
+
+        def leave(v):
+            vector(self.pixels, place(self._group - 1, v), lambda lane: self.sums[v * _VECTOR + lane], _VECTOR)
+
+        def add(group, v):
+            self.loaded.load(0, self.pixels, place(group, v))
+            machine.unrolled(_VECTOR, lambda i: self.sums.store(v * _VECTOR + i, self.sums[v * _VECTOR + i] + self.loaded[i]))
+
+        def add_all():
+            for group in range(tile.wk - 1):
+                machine.unrolled(count, lambda v, group=group: add(group, v))
+
+        machine.barrier()
+        machine.threads(lambda: machine.when(self._group > 0, lambda: machine.unrolled(count, leave)))
+        machine.barrier()
+        machine.threads(lambda: machine.when(self._group == 0, add_all))
 
     def _epilogue(self) -> None:
         """The element-wise operators on the sums where they are, and whole vectors of results to memory."""
         tile, machine, gather = self.tile, self.machine, self.gather
 
-        def four(i, h, p):
-            m = self.row * tile.bm + (machine.warp // tile.wn * tile.rows + i) * _PIECE + h * 8 + machine.lane // 4
-            n = self.column * tile.bn + (machine.warp % tile.wn * tile.columns + p) * _PIECE + machine.lane % 4 * _VECTOR
+        def four(p, j, pixel):
+            m = self.row * tile.bm + (self._warp_row * tile.rows + j) * _PIXELS + machine.lane % 4 * 2 + pixel
+            n = self.column * tile.bn + (self._warp_column * tile.columns + p) * _CHANNELS + machine.lane // 4 * _VECTOR
             limits = [index < size for index, size, each in ((m, gather.m, tile.bm), (n, gather.n, tile.bn)) if size % each]
-            first = ((i * tile.columns + p) * 2 + h) * _VECTOR
+            first = ((p * tile.rows + j) * 2 + pixel) * _VECTOR
             if not limits:
                 return self._store(m, n, first)
             with T.If(tirx.all(*limits)), T.Then():
                 self._store(m, n, first)
 
-        def row(i):
-            for h in range(2):
-                machine.unrolled(tile.columns, lambda p, h=h: four(i, h, p))
+        def column(p):
+            for pixel in range(2):
+                machine.unrolled(tile.rows, lambda j, pixel=pixel: four(p, j, pixel))
 
-        machine.unrolled(tile.rows, row)
+        machine.unrolled(tile.columns, column)
 
     def _store(self, m, n, first) -> None:
         _, rows, columns = self.gather.out
