@@ -61,16 +61,27 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     shape = Product.of(workload)
     if profile.gpu is None or shape is None or min(shape.m, shape.n, shape.k) < _LEAST:
         return None
-    ranked = []
+    gather, ranked = Gather(workload), []
     for precision in PRECISIONS.values():
         if precision.name not in profile.gpu.precision:
             continue
         for block, warps, groups, depth, stages in combinations(_BLOCKS, _WARPS, _GROUPS, _DEPTHS, _STAGES):
             tile = _Tile(precision, *block, depth, *warps, groups, stages, gpu_of(profile).warp_size)
             if not tile.fault and not excess(tile.usage, gpu_of(profile)):
-                ranked.append((tile.cycles(workload, profile), tile.config))
-    ranked.sort(key=lambda item: item[0])
-    return [config for _, config in ranked[:_OFFERED]] or None
+                ranked.append((tile.cycles(gather, profile), tile.config))
+    return _varied(sorted(ranked, key=lambda item: item[0]))[:_OFFERED] or None
+
+
+def _varied(ranked: Sequence[tuple[float, Config]]) -> list[Config]:
+    """By cost, two of each tile: the model tells tiles apart better than numbers of warps and stages."""
+    seen: dict[tuple, int] = {}
+    kept = []
+    for _, config in ranked:
+        tile = tuple(config[key] for key in ("precision", "bm", "bn", "wk"))
+        seen[tile] = seen.get(tile, 0) + 1
+        if seen[tile] <= 2:
+            kept.append(config)
+    return kept
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
@@ -186,23 +197,23 @@ class _Tile:
         registers = self.rows * self.columns * 8 + factors + _FURTHER_REGISTERS
         return Usage(self.threads, registers, 16 * self.stages * (self.pixel_vectors + self.weight_vectors))
 
-    def cycles(self, workload: Workload, profile: TargetProfile) -> float:
-        gpu, gather, precision = gpu_of(profile), Gather(workload), self.precision
+    def cycles(self, gather: Gather, profile: TargetProfile) -> float:
+        """What the kernel costs, see ``product_cycles``: of each warp in a slice, times the warps, over a step's length."""
+        gpu, precision = gpu_of(profile), self.precision
         peak = gpu.tf32_tflops if precision.name == "tf32" else gpu.fp16_tflops
         rate = peak * 1e6 / 2 / (profile.cores * profile.core.frequency_mhz)
-        chain = _STEP_LATENCY + _MMA_LATENCY * self.slices_each * precision.instructions
-        warps = self.warps / self.wk
-        products = warps * self.rows * self.columns * 2 * precision.instructions / _SLICE
-        vectors = warps * (self.rows + self.columns * precision.left / 2)
-        rounds = warps * self.rows * precision.right * _ROUND
+        products = self.rows * self.columns * 2 * precision.instructions
+        vectors = self.rows + self.columns * precision.left / 2
+        rounds = self.rows * precision.right * _ROUND
         fetches = self.pixel_vectors * (_COPY if gather.copied else _GATHER) + self.weight_vectors * _COPY_CONSTANT
-        instructions = products + (vectors + rounds) / _SLICE + fetches / self.bk / gpu.warp_size
+        product_cycles_alone = 16 * 8 * 16 / precision.instructions / (rate / gpu.schedulers_per_sm)
+        slice_alone = max(products * product_cycles_alone, precision.instructions * _MMA_LATENCY) + vectors + rounds
         step = Step(
             arithmetic=self.bm * self.bn / rate,
-            instructions=instructions,
-            shared_bytes=(vectors / _SLICE * gpu.warp_size + (self.pixel_vectors + self.weight_vectors) / self.bk) * 16,
+            instructions=self.wm * self.wn * (products + vectors + rounds) / _SLICE + fetches / self.bk / gpu.warp_size,
+            shared_bytes=16 * (self.group_threads * vectors / _SLICE + (self.pixel_vectors + self.weight_vectors) / self.bk),
             l2_bytes=16 * (self.pixel_vectors + self.weight_vectors) / self.bk,
-            chain=chain / self.bk,
+            chain=(_STEP_LATENCY + self.slices_each * slice_alone + fetches / self.threads) / self.bk,
             ahead=self.stages - 1,
         )
         return product_cycles((gather.m, gather.n, gather.k), (self.bm, self.bn, self.bk), step, self.usage, profile)
