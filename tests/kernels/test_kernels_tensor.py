@@ -12,7 +12,8 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from emulated_networks import emulate, lowered
+from emulated_networks import emulate as emulated
+from emulated_networks import lowered
 from operator_banks import TOLERANCE, exact, randomized, relative_error
 from test_kernels_cuda import CARDS, Fn, card, needs_nvcc, one
 from torch import nn
@@ -20,8 +21,10 @@ from torch import nn
 from hwprune.compile.lower import Network
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels import candidates, is_exact, primfunc, repacked
-from hwprune.kernels.cuda import gemm, resources, split, tensor
+from hwprune.kernels.cuda import emulate, gemm, resources, split, tensor
 from hwprune.kernels.cuda.ptx import PRECISIONS, TF32
+from hwprune.kernels.cuda.tensor_kernel import pipeline
+from hwprune.kernels.cuda.tensor_weights import fragments
 from hwprune.kernels.schedule import Config
 from hwprune.occupancy import blocks_per_sm, excess
 from hwprune.target import TargetProfile
@@ -77,9 +80,31 @@ def test_products_of_rounded_factors(case, precision):
     module, inputs, gpu = randomized(make()), (torch.randn(shape),), allowing("a100", precision)
     network, expected = lowered(module, inputs, gpu), exact(with_rounded_factors(module, precision), inputs)[0]
     for tile in tiles:
-        outputs = emulate(network, inputs, lambda w, tile=tile: kernel(precision, *tile) if w.anchor else candidates(w, gpu)[0], gpu)
+        outputs = emulated(network, inputs, lambda w, tile=tile: kernel(precision, *tile) if w.anchor else candidates(w, gpu)[0], gpu)
         assert relative_error(outputs[0], expected) < TOLERANCE, tile
     assert relative_error(exact(module, inputs)[0].numpy(), expected) > 10 * TOLERANCE
+
+
+class ColumnsForRows(emulate.Emulated):
+    """A warp whose lanes hold another element of the sums than the kernel takes them for."""
+
+    def multiply(self, precision, sums, c, *factors):
+        super().multiply(precision, sums, [c[0], c[2], c[1], c[3]], *factors)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("wrong", ["sums", "weights"])
+def test_a_lane_with_another_element_spoils_the_result(wrong, precision, monkeypatch):
+    torch.manual_seed(0)
+    make, shape, tiles = CASES["1x1_residual"]
+    module, inputs, gpu = randomized(make()), (torch.randn(shape),), allowing("a100", precision)
+    if wrong == "sums":
+        monkeypatch.setattr(emulate, "Emulated", ColumnsForRows)
+    else:
+        monkeypatch.setattr(tensor, "fragments", lambda *args: fragments(*args).reshape(-1, 4)[:, [0, 2, 1, 3]].ravel())
+    config = kernel(precision, *tiles[0])
+    [found] = emulated(lowered(module, inputs, gpu), inputs, lambda w: config if w.anchor else candidates(w, gpu)[0], gpu)
+    assert relative_error(found, exact(module, inputs)[0]) > 0.1
 
 
 def test_what_float16_cannot_hold_becomes_infinite_and_tf32_holds_it():
@@ -89,7 +114,7 @@ def test_what_float16_cannot_hold_becomes_infinite_and_tf32_holds_it():
     for precision in PRECISIONS:
         gpu = allowing("a100", precision)
         config = kernel(precision, 32, 32, 16, 1, 1, 1, 2)
-        [results[precision]] = emulate(lowered(module, inputs, gpu), inputs, lambda w, c=config, g=gpu: c if w.anchor else candidates(w, g)[0], gpu)
+        [results[precision]] = emulated(lowered(module, inputs, gpu), inputs, lambda w, c=config, g=gpu: c if w.anchor else candidates(w, g)[0], gpu)
     assert not np.isfinite(results["fp16"]).any()
     assert relative_error(results["tf32"], exact(module, inputs)[0]) < 2**-10
 
@@ -100,7 +125,7 @@ def test_what_float16_cannot_hold_becomes_infinite_and_tf32_holds_it():
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))
 def test_fragments_hold_each_value_once_and_zeros_up_to_whole_tiles(precision):
     matrix = 1 + np.arange(37 * 23, dtype=np.float32).reshape(37, 23)  # all of them fit 11 bits
-    found = tensor.fragments(matrix, precision, 32, 16)
+    found = fragments(matrix, precision, 32, 16)
     assert found.size * 4 == 48 * 32 * precision.bytes
     values = found if precision is TF32 else found.view(np.float16).astype(np.float32)
     assert sorted(values[values != 0]) == sorted(matrix.ravel())
@@ -109,7 +134,7 @@ def test_fragments_hold_each_value_once_and_zeros_up_to_whole_tiles(precision):
 def test_weights_are_rounded_to_nearest_ties_away_from_zero():
     one_more = 1 + 2**-10
     weights = np.array([[1 + 2**-11, -1 - 2**-11, 1 + 2**-11 - 2**-20, one_more]], np.float32)
-    found = tensor.fragments(weights, TF32, 16, 16)
+    found = fragments(weights, TF32, 16, 16)
     assert sorted(found[found != 0]) == [-one_more, 1, one_more, one_more]
 
 
@@ -167,7 +192,7 @@ class Recorder:
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
 def test_stages_are_read_behind_their_copies_and_written_behind_their_products(steps, stages):
     recorder = Recorder(stages)
-    tensor.pipeline(recorder, steps, stages, recorder.fetch, recorder.multiply)
+    pipeline(recorder, steps, stages, recorder.fetch, recorder.multiply)
     assert recorder.multiplied == list(range(steps))
 
 
