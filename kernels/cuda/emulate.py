@@ -29,24 +29,26 @@ from hwprune.workload import Workload
 _CPU = {"kind": "llvm", "opt-level": 1}
 
 
-def build(kernels: dict[str, tuple[Workload, Config]], profile: TargetProfile) -> tvm.runtime.Module:
-    """Kernels by name, scheduled for the GPU of ``profile``, for this machine's CPU, in one module."""
-    functions = {name: function(workload, profile, config) for name, (workload, config) in kernels.items()}
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+def build(functions: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
+    """Named functions with GPU schedules, or made by ``function``, for this machine's CPU, in one module."""
+    module = tvm.IRModule({n: serial(f).with_attr("global_symbol", n) for n, f in functions.items()})
     return tirx.build(module, target=tvm.target.Target(_CPU))
 
 
 def function(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    """What the kernel of ``config`` does, as a function for a CPU."""
-    if config.rule != tensor.name:
-        return serial(primfunc(workload, profile, config))
-    return tensor.written(workload, profile, config, Emulated)
+    """What the kernel of ``config`` does, as a function that ``build`` takes."""
+    if config.rule == tensor.name:
+        return tensor.written(workload, profile, config, Emulated)
+    return primfunc(workload, profile, config)
 
 
 def serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """``function`` with its thread loops serial and its memories those of a CPU."""
+    names = _block_names(function.body)
+    if not names:  # loops for a CPU already
+        return function
     sch = s_tir.Schedule(function)
-    for name in _block_names(function.body):
+    for name in names:
         block = sch.get_sblock(name)
         if sch.get(block).writes[0].source.scope() != "global":
             sch.set_scope(block, 0, "global")

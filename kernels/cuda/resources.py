@@ -19,6 +19,7 @@ from hwprune.errors import CompileError
 from hwprune.occupancy import Usage, occupancy
 from hwprune.target import TargetProfile
 
+
 @dataclass(frozen=True)
 class Resources:
     """One kernel as compiled: registers of a thread, bytes spilled by it, static shared memory of a block."""
@@ -40,6 +41,14 @@ class Resources:
         return occupancy(self.usage, profile.gpu)
 
 
+@dataclass(frozen=True)
+class MachineCode:
+    """What nvcc made: the code, as the driver loads it, and what the assembler said of each kernel."""
+
+    cubin: bytes
+    report: str
+
+
 def source(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> str:
     """CUDA source of named functions: the kernel of function ``f`` is ``f_kernel``. CompileError if TVM has none."""
     from hwprune.kernels import build
@@ -55,8 +64,7 @@ def source(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> st
 def resources(functions: Mapping[str, tirx.PrimFunc], profile: TargetProfile) -> dict[str, Resources]:
     """What each function's kernel takes on the architecture of ``profile``. CompileError: nvcc is missing or fails."""
     text = source(functions, profile)
-    with tempfile.TemporaryDirectory() as folder:
-        report = compiled(text, profile, Path(folder, "kernels.cubin"))
+    report = machine_code(text, profile).report
     return {name: _parse(report, text, f"{name}_kernel") for name in functions}
 
 
@@ -68,17 +76,18 @@ def nvcc() -> str:
     return found
 
 
-def compiled(text: str, profile: TargetProfile, cubin: Path) -> str:
-    """CUDA source compiled for the architecture of ``profile`` to the file ``cubin``; what nvcc reports. CompileError as above."""
+def machine_code(text: str, profile: TargetProfile) -> MachineCode:
+    """Machine code of CUDA source for the architecture of ``profile``. CompileError: nvcc is missing or fails."""
     compiler = nvcc()
-    path = cubin.with_suffix(".cu")
-    path.write_text(text)
-    command = [compiler, "-cubin", f"-arch={profile.codegen.arch}", "-O3", "-Xptxas", "-v", "-o", str(cubin), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
-        raise CompileError(f"`nvcc` cannot compile for {profile.codegen.arch}: {errors[0].strip()}")
-    return done.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernels.cu")
+        path.write_text(text)
+        command = [compiler, "-cubin", f"-arch={profile.codegen.arch}", "-O3", "-Xptxas", "-v", "-o", str(path.with_suffix(".cubin")), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
+            raise CompileError(f"`nvcc` cannot compile for {profile.codegen.arch}: {errors[0].strip()}")
+        return MachineCode(path.with_suffix(".cubin").read_bytes(), done.stderr)
 
 
 def _parse(report: str, text: str, kernel: str) -> Resources:

@@ -13,7 +13,7 @@ from hwprune.compile.artifact import parameter_values
 from hwprune.compile.lower import Network, lower
 from hwprune.graph import trace
 from hwprune.kernels import repacked
-from hwprune.kernels.cuda.emulate import build
+from hwprune.kernels.cuda.emulate import build, function
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -31,7 +31,7 @@ def emulate(network: Network, inputs: tuple[torch.Tensor, ...], pick: Pick, gpu:
     distinct = {e.workload.key: e.workload for e in emitted}
     symbols = {key: f"kernel{i}" for i, key in enumerate(distinct)}
     configs = {key: pick(w) for key, w in distinct.items()}
-    library = build({symbols[key]: (w, configs[key]) for key, w in distinct.items()}, gpu)
+    library = build({symbols[key]: function(w, gpu, configs[key]) for key, w in distinct.items()})
     params = parameter_values(network)
     values = {name: x.numpy() for name, x in zip(network.inputs, inputs)}
     for call, e in zip(network.calls, emitted):

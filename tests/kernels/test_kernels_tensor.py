@@ -282,7 +282,7 @@ def test_each_precision_builds_within_the_cards_limits(name):
 def test_machine_code_has_the_instructions_of_tensor_cores(tmp_path):
     gpu = allowing("a100", *PRECISIONS)
     functions = functions_for(gpu)
-    resources.compiled(resources.source(functions, gpu), gpu, tmp_path / "kernels.cubin")
+    (tmp_path / "kernels.cubin").write_bytes(resources.machine_code(resources.source(functions, gpu), gpu).cubin)
     text = subprocess.run(["nvdisasm", str(tmp_path / "kernels.cubin")], capture_output=True, text=True, check=True).stdout
     kernels = {part.split("_kernel", 1)[0]: part for part in text.split(".text.")[1:]}
     for precision, mnemonic in MNEMONICS.items():
