@@ -42,9 +42,9 @@ name = "cuda_tensor"
 #: products of rounded factors
 exact = False
 
-_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (32, 64), (32, 32))
+_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (32, 64), (32, 32), (16, 64), (16, 32))
 _WARPS = ((2, 4), (4, 2), (2, 2), (4, 1), (8, 1), (1, 4), (1, 2), (2, 1))
-_GROUPS, _DEPTHS, _STAGES = (1, 2, 4), (16, 32, 64), (2, 3, 4)
+_GROUPS, _DEPTHS, _STAGES = (1, 2, 4, 8), (16, 32, 64, 128), (2, 3, 4)
 _OFFERED = 12
 #: Pixels, channels and steps: smaller products leave most of a tile empty.
 _LEAST = 16

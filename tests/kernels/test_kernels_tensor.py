@@ -69,7 +69,7 @@ CASES = {
     "5x3_stride_dilation": (lambda: one(nn.Conv2d(19, 11, (5, 3), (2, 1), (2, 0), dilation=(1, 2))), (2, 19, 7, 8), [(32, 32, 64, 1, 1, 4, 2)]),
     "1x1_residual": (lambda: Fn(lambda x, m: torch.relu(m(x) + x), m=nn.Conv2d(20, 20, 1)), (2, 20, 5, 7), [(64, 32, 32, 4, 1, 1, 4)]),
     "on_image": (lambda: nn.Sequential(nn.Conv2d(3, 24, 5, 2, 2), nn.SiLU()), (1, 3, 9, 12), [(32, 32, 32, 4, 1, 1, 2)]),
-    "dense": (lambda: Fn(lambda x, m: torch.tanh(m(x)), m=nn.Linear(70, 87)), (19, 70), [(32, 64, 32, 4, 2, 1, 2)]),
+    "dense": (lambda: Fn(lambda x, m: torch.tanh(m(x)), m=nn.Linear(70, 87)), (19, 70), [(32, 64, 32, 4, 2, 1, 2), (16, 32, 64, 2, 1, 4, 4)]),
 }  # fmt: skip
 
 
