@@ -64,8 +64,8 @@ def with_rounded_factors(module: nn.Module, precision: str) -> nn.Module:
 
 #: (network, input, tiles as bm, bn, bk, wm, wn, wk, stages): odd numbers of pixels, channels and steps, and even ones.
 CASES = {
-    "3x3": (lambda: one(nn.Conv2d(19, 37, 3, padding=1)), (1, 19, 7, 6), [(32, 32, 16, 2, 1, 1, 2), (64, 64, 32, 2, 2, 2, 2)]),
-    "3x3_whole": (lambda: one(nn.Conv2d(16, 32, 3, padding=1)), (1, 16, 8, 8), [(32, 32, 32, 2, 1, 1, 3)]),
+    "3x3": (lambda: one(nn.Conv2d(19, 37, 3, padding=1)), (1, 19, 7, 6), [(64, 64, 32, 2, 2, 2, 2)]),
+    "3x3_whole": (lambda: one(nn.Conv2d(16, 32, 3, padding=1)), (1, 16, 8, 8), [(32, 32, 16, 2, 1, 1, 3)]),
     "5x3_stride_dilation": (lambda: one(nn.Conv2d(19, 11, (5, 3), (2, 1), (2, 0), dilation=(1, 2))), (2, 19, 7, 8), [(32, 32, 64, 1, 1, 4, 2)]),
     "1x1_residual": (lambda: Fn(lambda x, m: torch.relu(m(x) + x), m=nn.Conv2d(20, 20, 1)), (2, 20, 5, 7), [(64, 32, 32, 4, 1, 1, 4)]),
     "on_image": (lambda: nn.Sequential(nn.Conv2d(3, 24, 5, 2, 2), nn.SiLU()), (1, 3, 9, 12), [(32, 32, 32, 4, 1, 1, 2)]),
