@@ -129,7 +129,9 @@ class Emulated:
         with T.serial(4) as i:
             word = source[offset + i]
             word = word if target.dtype == source.dtype else tirx.reinterpret(target.dtype, word)
-            T.buffer_store(target, word if valid is None else tirx.if_then_else(i < valid, word, tirx.const(0, target.dtype)), [at + i])
+            if valid is not None:
+                word = tirx.if_then_else(i < valid, word, tirx.const(0, target.dtype))
+            T.buffer_store(target, word, [at + i])
 
     def commit(self) -> None:
         """Copies are done as they start. That they are waited for long enough is ``pipeline``'s to show."""
@@ -147,7 +149,9 @@ class Emulated:
         low, high = (tirx.Cast("uint32", tirx.reinterpret("uint16", tirx.Cast("float16", v))) for v in values)
         result.store(at, low | high << _word(16))
 
-    def multiply(self, precision: Precision, sums: "EmulatedRegisters", c, left: "EmulatedRegisters", a, right: "EmulatedRegisters", b) -> None:
+    def multiply(
+        self, precision: Precision, sums: "EmulatedRegisters", c, left: "EmulatedRegisters", a, right: "EmulatedRegisters", b
+    ) -> None:
         """After PTX ISA, matrix fragments: rows r and r + 8 of a 16 x 8 result, k at a time."""
         lane_of = _tf32_lane if precision is TF32 else _float16_lane
         with T.serial(8) as row, T.serial(8) as column, T.serial(16 // precision.instructions) as k:

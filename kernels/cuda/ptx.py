@@ -97,7 +97,10 @@ class Card:
             body(i)
 
     def copy(self, target, at, source, offset, valid=None) -> None:
-        """Start to copy 16 bytes of ``source`` (flat offset) into shared memory; only the first ``valid`` words, zeros for the others."""
+        """Start to copy 16 bytes of ``source`` (flat offset) into shared memory.
+
+        valid : words that are copied, from the first on; the others are zeros. All four if None.
+        """
         # 0: not said to be written, as TVM would put a barrier of its own before the next load
         to, start = target.access_ptr(0, offset=at, extent=4), source.access_ptr("r", offset=offset, extent=4)
         length = () if valid is None else (tirx.Cast("uint32", valid * 4),)
@@ -122,7 +125,9 @@ class Card:
         else:
             T.evaluate(_ptx["cvt.rn.f16x2.f32"](result[at], values[1], values[0]))
 
-    def multiply(self, precision: Precision, sums: "CardRegisters", c, left: "CardRegisters", a, right: "CardRegisters", b) -> None:
+    def multiply(
+        self, precision: Precision, sums: "CardRegisters", c, left: "CardRegisters", a, right: "CardRegisters", b
+    ) -> None:
         """One instruction of a warp: registers ``c`` (4) of ``sums`` += those from ``a`` on of ``left`` (4) times ``b`` (2)."""
         added = [sums[i] for i in c]
         T.evaluate(_ptx[precision.mma](*added, *(left[a + i] for i in range(4)), *(right[b + i] for i in range(2)), *added))

@@ -151,12 +151,12 @@ class Kernel:
             s = self._group * tile.slices_each + i if tile.wk > 1 else i
             machine.lanes(lambda: (self._load_weights(stage, s), self._load_pixels(stage, s)))
             for part in range(tile.precision.instructions):
-                machine.unrolled(tile.columns, lambda p, part=part: machine.unrolled(tile.rows, lambda j: self._products(part, p, j)))
+                machine.unrolled(tile.columns, lambda p, r=part: machine.unrolled(tile.rows, lambda j: self._products(r, p, j)))
 
         machine.warps(lambda: machine.unrolled(tile.slices_each, piece))
 
     def _products(self, part: int, p, j) -> None:
-        """Both instructions of ``part`` for channels ``p`` and pixels ``j`` of the warp. A lane has four channels of two pixels."""
+        """Both instructions of ``part`` for channels ``p`` and pixels ``j`` of the warp: four channels of two pixels a lane."""
         precision = self.tile.precision
         for lower in range(2):
             first = (p * self.tile.rows + j) * 8 + lower * 2

@@ -20,8 +20,8 @@ _FURTHER_REGISTERS = 44
 #: Instructions of a thread for a vector of 16 bytes: a copy with its tap, border and address; values that are computed on
 #: the way, one by one; a copy of what lies in a row. Of a register of rounded factors. Assumption, from reading the code.
 _COPY, _GATHER, _COPY_CONSTANT, _ROUND = 12, 60, 3, 2
-#: Cycles from one instruction mma.sync to the next that takes its sums (of the order that Sun et al. give for an A100, Dissecting
-#: Tensor Cores via Microbenchmarks, 2022), and of a step besides: barrier, loads from shared memory. Assumption: the latter.
+#: Cycles from one instruction mma.sync to the next that takes its sums; and of a step besides, for its barrier and the first
+#: loads from shared memory. Assumptions, of the order that microbenchmarks of these cards report.
 _MMA_LATENCY, _STEP_LATENCY = 25, 100
 
 

@@ -40,7 +40,9 @@ def _rounded(values: np.ndarray, precision: Precision) -> np.ndarray:
     if precision is FP16:
         largest = float(np.abs(values).max(initial=0.0))
         if largest >= 65520:  # halfway to what comes after the largest
-            raise CompileError(f"a weight of {largest:.6g} is beyond 65504, the largest of float16; leave fp16 out of the target's `gpu.precision`")
+            raise CompileError(
+                f"a weight of {largest:.6g} is beyond 65504, the largest of float16; leave fp16 out of the target's `gpu.precision`"
+            )
         return values.astype(np.float16).view(np.float32)
     # to nearest, ties away from zero, as cvt.rna.tf32 rounds the other factor
     return ((values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)

@@ -278,7 +278,7 @@ def test_each_precision_builds_within_the_cards_limits(name):
 
 
 @needs_nvcc
-@pytest.mark.skipif(shutil.which("nvdisasm") is None, reason="no `nvdisasm`: it comes with NVIDIA's CUDA toolkit; the instructions of tensor cores are not looked for")
+@pytest.mark.skipif(shutil.which("nvdisasm") is None, reason="no `nvdisasm` of NVIDIA's CUDA toolkit: machine code is not read")
 def test_machine_code_has_the_instructions_of_tensor_cores(tmp_path):
     gpu = allowing("a100", *PRECISIONS)
     functions = functions_for(gpu)
