@@ -3,7 +3,8 @@
     python -m benchmarks.cuda_resources
 
 Needs nvcc and no GPU; nothing runs, so there are no latencies. The workloads are layers of ResNet-50 and MobileNetV2 at
-224 x 224 and batch 1, each with its rule's first candidate.
+224 x 224 and batch 1, each with its rule's first candidate. Those that tensor cores can multiply are listed for each
+precision, as for a profile that allows it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from benchmarks import report
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
 from hwprune.kernels import candidates, primfunc
+from hwprune.kernels.cuda import tensor
+from hwprune.kernels.cuda.ptx import PRECISIONS
 from hwprune.kernels.cuda.resources import Resources, resources
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile, load_file, shipped_folder
@@ -64,13 +67,25 @@ def workload(family: str, profile: TargetProfile) -> Workload:
     return max(network.workloads(), key=lambda w: (w.anchor is not None, w.macs, len(w.ops)))
 
 
-def rows(name: str) -> list[list[object]]:
-    """One row of each family on the card called ``name``."""
+def allowing(profile: TargetProfile, precision: str) -> TargetProfile:
+    """The profile of a user who allows ``precision`` beside fp32."""
+    assert profile.gpu is not None
+    return profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"precision": ("fp32", precision)})})
+
+
+def rows(name: str) -> list[list[list[object]]]:
+    """Two tables of the card called ``name``: one row of each family in fp32, and those of the tensor cores."""
     profile = load_file(shipped_folder() / f"{name}.toml")
-    workloads = [workload(family, profile) for family in FAMILIES]
-    configs = [candidates(w, profile)[0] for w in workloads]
-    found = resources({f"f{i}": primfunc(w, profile, c) for i, (w, c) in enumerate(zip(workloads, configs))}, profile)
-    return [_row(family, profile, c, found[f"f{i}"]) for i, (family, c) in enumerate(zip(FAMILIES, configs))]
+    workloads = {family: workload(family, profile) for family in FAMILIES}
+    tables = [[(family, profile, candidates(w, profile)[0]) for family, w in workloads.items()], []]
+    for family, w in workloads.items():
+        for precision in PRECISIONS:
+            allowed = allowing(profile, precision)
+            tables[1] += [(family, allowed, found[0]) for found in (tensor.candidates(w, allowed),) if found]
+    kernels = [kernel for table in tables for kernel in table]
+    functions = {f"f{i}": primfunc(workloads[family], allowed, config) for i, (family, allowed, config) in enumerate(kernels)}
+    found = iter(resources(functions, profile).values())
+    return [[_row(family, profile, config, next(found)) for family, _, config in table] for table in tables]
 
 
 def _row(family: str, profile: TargetProfile, config: Config, found: Resources) -> list[object]:
@@ -83,13 +98,15 @@ def _row(family: str, profile: TargetProfile, config: Config, found: Resources) 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     by_card = [rows(name) for name in CARDS]
-    table = [row for same in zip(*by_card) for row in same]
+    tables = [[row for same in zip(*tables) for row in same] for tables in zip(*by_card)]
     notes = (
         "No GPU was at hand: nothing here ran on one, and every latency is not measured.",
         "Registers, spills and static shared memory are what `nvcc -Xptxas -v` reports for the card's architecture; occupancy follows from them and the profile's limits.",
-        "All kernels here are exact float32 on the CUDA cores. That they compute what torch computes is tested on the CPU (`tests/kernels/test_kernels_cuda.py`).",
+        "Kernels of the first table are exact float32 on the CUDA cores. Those of the second are built for a profile with `precision = [\"fp32\", \"tf32\"]` or `[\"fp32\", \"fp16\"]`: factors are rounded to 11 bits, sums are float32.",
+        "That they compute what torch computes, with factors rounded as tensor cores take them where they do, is tested on the CPU (`tests/kernels/test_kernels_cuda.py`, `tests/kernels/test_kernels_tensor.py`).",
     )
-    print(report.write("cuda_resources", "What GPU kernels take of each card", "python -m benchmarks.cuda_resources", [("Kernels", HEADER, table)], notes))
+    sections = [(title, HEADER, table) for title, table in zip(("Kernels", "Tensor cores"), tables)]
+    print(report.write("cuda_resources", "What GPU kernels take of each card", "python -m benchmarks.cuda_resources", sections, notes))
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def search(
     out : the run's folder; None to write nothing. One that holds a finished run: UsageError unless ``force``.
     freeze : patterns of modules or parameters that are not pruned.
     branches : whether residual branches may go as a whole.
-    exact : only kernels that compute convolutions operation by operation; without it, Winograd's where they are faster. A
-        budget of size implies it: Winograd's weights are larger.
+    exact : only kernels that compute operation by operation; without it, Winograd's where they are faster, and those of
+        tensor cores where the target allows rounded factors. A budget of size implies it: Winograd's weights are larger.
     store : file of the measurement store; None for the one in the user's cache folder.
 
     Raises

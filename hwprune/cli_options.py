@@ -62,7 +62,7 @@ Branches = Annotated[
     bool, typer.Option("--branches/--no-branches", help="Whether residual branches may go as a whole.")
 ]
 Exact = Annotated[
-    bool, typer.Option("--exact", help="Convolve operation by operation: no Winograd kernels.")
+    bool, typer.Option("--exact", help="Compute operation by operation: no Winograd kernels, no rounded factors.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads; default: the target's.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]

@@ -16,6 +16,9 @@ from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane
 from hwprune.kernels.common import attention, conv_direct, depthwise, elementwise, gemm, normalize, winograd
 from hwprune.kernels.cuda import RULES as CUDA_RULES
+from hwprune.kernels.cuda import gemm as cuda_gemm
+from hwprune.kernels.cuda import split as cuda_split
+from hwprune.kernels.cuda import tensor as cuda_tensor
 from hwprune.kernels.schedule import Config, Repack, Rule, as_read
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
@@ -31,6 +34,8 @@ ALTERNATIVES: Mapping[str, tuple[Rule, ...]] = {
     gemm.name: (conv_direct, winograd),
     conv_lane.name: (winograd,),
     conv_direct.name: (winograd,),
+    cuda_split.name: (cuda_tensor,),
+    cuda_tensor.name: (cuda_gemm,),
 }
 
 
@@ -41,10 +46,11 @@ def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) 
     CompileError if no rule takes the workload.
     """
     rules = CPU_RULES if profile.gpu is None else CUDA_RULES
-    offered = next(filter(None, (rule.candidates(workload, profile) for rule in rules)), None)
+    allowed = [rule for rule in rules if _is_exact(rule) or not exact]
+    offered = next(filter(None, (rule.candidates(workload, profile) for rule in allowed)), None)
     if offered is None:
         raise CompileError(f"no schedule rule takes workload {workload.key}")
-    alternatives = () if profile.gpu else ALTERNATIVES.get(offered[0].rule, ())
+    alternatives = ALTERNATIVES.get(offered[0].rule, ())
     others = [rule.candidates(workload, profile) or () for rule in alternatives if _is_exact(rule) or not exact]
     return [config for config in chain.from_iterable(zip_longest(offered, *others)) if config is not None]
 

@@ -12,7 +12,7 @@ from typing import Sequence
 from tvm import s_tir, tirx
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.cuda.model import product_cycles, within
+from hwprune.kernels.cuda.model import Step, product_cycles, within
 from hwprune.kernels.cuda.product import Product, pixels_first, product
 from hwprune.kernels.schedule import Config, block_or_none, unroll
 from hwprune.occupancy import Usage, excess, gpu_of
@@ -28,6 +28,9 @@ _DEPTHS = (8, 16, 32)
 _OFFERED = 24
 #: Addresses, loop counters and what the compiler keeps in flight, beyond accumulators and operands.
 _FURTHER_REGISTERS = 40
+#: Assumption, from reading the generated code: finding a pixel from its number takes divisions, that is multiplications
+#: and shifts, then come border conditions, load and store.
+_INSTRUCTIONS_PER_FETCH = 24
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
@@ -41,10 +44,19 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
                 usage = _usage(bm, bn, bk, tm, tn, profile)
                 if not _fits_together(bm, bn, tm, tn, profile) or excess(usage, gpu_of(profile)):
                     continue
-                cost = product_cycles(shape, (bm, bn, bk), (tm, tn), usage, profile)
+                step = _step(shape, (bm, bn), (tm, tn), usage, profile)
+                cost = product_cycles((shape.m, shape.n, shape.k), (bm, bn, bk), step, usage, profile)
                 ranked.append((cost, Config.make(name, bm=bm, bn=bn, bk=bk, tm=tm, tn=tn)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked[:_OFFERED]]
+
+
+def _step(shape: Product, block: tuple[int, int], thread: tuple[int, int], usage: Usage, profile: TargetProfile) -> Step:
+    (bm, bn), (tm, tn), lanes, warp = block, thread, profile.lanes, gpu_of(profile).warp_size
+    loads = usage.threads / warp * (tm + tn) / lanes  # 16 bytes a thread, from rows that a warp shares
+    fetches = (bm / (lanes if shape.contiguous else 1) + bn / lanes) / warp
+    instructions = bm * bn / warp + loads + fetches * _INSTRUCTIONS_PER_FETCH
+    return Step(bm * bn / (profile.core.fma_per_cycle * lanes), instructions, l2_bytes=4 * (bm + bn))
 
 
 def _fits_together(bm: int, bn: int, tm: int, tn: int, profile: TargetProfile) -> bool:
@@ -109,7 +121,7 @@ def _accumulate(sch: s_tir.Schedule, tx, bk: int, profile: TargetProfile):
     return ko, ki, kk
 
 
-def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes: int, profile: TargetProfile, pad: int | None = None) -> None:
+def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes: int, profile: TargetProfile) -> None:
     """All threads of a block fetch a tile of ``matrix`` at ``ko``, a vector of ``lanes`` each time.
 
     Neighbouring threads take neighbouring vectors of k, which lie next to each other in memory: pixels have their
@@ -129,7 +141,7 @@ def fetch(sch: s_tir.Schedule, matrix: str, ko, threads: tuple[int, int], lanes:
     sch.bind(ty, "threadIdx.y")
     sch.bind(tx, "threadIdx.x")
     sch.vectorize(lane)
-    sch.storage_align(block, 0, axis=-2, factor=gpu_of(profile).warp_size, offset=pad or profile.lanes)
+    sch.storage_align(block, 0, axis=-2, factor=gpu_of(profile).warp_size, offset=profile.lanes)
 
 
 def _operands(sch: s_tir.Schedule, ko, ki, kk, lanes: int) -> None:

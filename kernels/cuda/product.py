@@ -10,14 +10,11 @@ tiles need no edges; the result's padding is never read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
 
 from tvm import s_tir, te, tirx
 
 from hwprune.kernels.compute import Computation, compute, padded_input
 from hwprune.workload import OpCall, Workload
-
-Convert = Callable[[tirx.Expr], tirx.Expr]
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,9 @@ def rounded(value: int, tile: int) -> int:
     return -(-value // tile) * tile
 
 
-def product(workload: Workload, tile: tuple[int, int, int], convert: Convert = lambda x: x, factors: str = "float32") -> Computation:
-    """``workload`` over matrices padded to multiples of ``tile`` (m, n, k).
-
-    The blocks are A, B, C and the result Y. ``convert`` rounds the factors as tensor cores take them.
-    """
-    shape = Product.of(workload)
-    builder = _Builder(shape, tile, convert, factors)
+def product(workload: Workload, tile: tuple[int, int, int]) -> Computation:
+    """``workload`` over matrices padded to multiples of ``tile`` (m, n, k). The blocks are A, B, C and the result Y."""
+    builder = _Builder(Product.of(workload), tile)
     return compute(workload, {"conv2d": builder.conv2d, "dense": builder.dense})
 
 
@@ -71,8 +64,8 @@ def pixels_first(sch: s_tir.Schedule, workload: Workload) -> None:
 
 
 class _Builder:
-    def __init__(self, shape: Product, tile: tuple[int, int, int], convert: Convert, factors: str):
-        self.shape, self.convert, self.factors, self.sums = shape, convert, factors, "float32"
+    def __init__(self, shape: Product, tile: tuple[int, int, int]):
+        self.shape = shape
         self.m, self.n, self.k = (rounded(v, t) for v, t in zip((shape.m, shape.n, shape.k), tile))
 
     def dense(self, call: OpCall, values, workload: Workload):
@@ -102,20 +95,14 @@ class _Builder:
         shape, zero = self.shape, tirx.const(0.0, "float32")
 
         def a(m, k):
-            return self.convert(_where([(m, shape.m, self.m), (k, shape.k, self.k)], factor(m, k), zero))
+            return _where([(m, shape.m, self.m), (k, shape.k, self.k)], factor(m, k), zero)
 
         def b(k, n):
-            return self.convert(_where([(n, shape.n, self.n), (k, shape.k, self.k)], kernel(k, n), zero))
+            return _where([(n, shape.n, self.n), (k, shape.k, self.k)], kernel(k, n), zero)
 
         left, right = te.compute((self.m, self.k), a, name="A"), te.compute((self.k, self.n), b, name="B")
         axis = te.reduce_axis((0, self.k), "k")
-
-        def wide(x):
-            return x if self.factors == self.sums else tirx.Cast(self.sums, x)
-
-        return te.compute(
-            (self.m, self.n), lambda m, n: te.sum(wide(left[m, axis]) * wide(right[axis, n]), axis=[axis]), name="C"
-        )
+        return te.compute((self.m, self.n), lambda m, n: te.sum(left[m, axis] * right[axis, n], axis=[axis]), name="C")
 
 
 def block_tiles(sch: s_tir.Schedule, bm: int, bn: int):

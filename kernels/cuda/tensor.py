@@ -1,159 +1,118 @@
-"""Convolution as implicit GEMM, and matrix products, on the tensor cores: factors rounded to float16, sums in float32.
+"""Convolution as implicit GEMM, and matrix products, on the tensor cores: factors rounded to TF32 or float16, sums in float32.
 
-Offered only where the profile's ``precision`` has fp16, as factors lose 13 bits and overflow beyond 65,504. TF32 waits
-for TVM: its generator of CUDA writes fragments of half and integers only. A block makes bm x bn results and fetches operands as
-``gemm`` does, rounding them on the way to shared memory. Each warp multiplies 16 x 16 tiles held in fragments (WMMA,
-CUDA C++ Programming Guide, warp matrix functions); sums go through shared memory to the epilogue.
+Offered only where the profile's ``precision`` allows it: factors lose 13 bits, and those that float16 cannot hold (65,504
+is its largest) become infinite. A block makes bm pixels x bn channels of the result, bk steps of k at a time; copies into
+shared memory run ``stages - 1`` steps ahead, past the registers (cp.async). A warp multiplies by the instruction mma.sync,
+whose rows are channels and whose columns are pixels, and applies the epilogue to its sums where they are, in registers.
+
+The order of k within 16 steps and of channels within 32 is free as long as both factors agree. It is chosen such that a
+lane always takes four neighbours: four k of a pixel, which are a right fragment as they come, and four channels of the
+result. Weights are packed, when the network is compiled, in the order in which lanes take them, rounded, with zeros up to
+whole tiles. Shared memory is then read and written in 16-byte vectors without conflicts, and nothing of it is padding.
+
+Where the result has few tiles, a product lasts as long as its chain of steps: ``wk`` groups of warps share the slices of a
+step, and add up their sums at the end.
+
+Sources: PTX ISA, matrix fragments of mma.m16n8k8 and mma.m16n8k16; the pipeline is the multistage one of CUTLASS.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from itertools import product as combinations
+from typing import Callable, Mapping, Sequence
 
-from tvm import s_tir, tirx
+import numpy as np
+from tvm import tirx
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.cuda.gemm import fetch
-from hwprune.kernels.cuda.model import product_cycles, within
-from hwprune.kernels.cuda.product import Product, block_tiles, pixels_first, product
-from hwprune.kernels.schedule import Config, block_or_none
-from hwprune.occupancy import Usage, excess, gpu_of
+from hwprune.kernels.cuda.gather import Gather
+from hwprune.kernels.cuda.model import within
+from hwprune.kernels.cuda.product import Product, rounded
+from hwprune.kernels.cuda.ptx import PRECISIONS, Card
+from hwprune.kernels.cuda.tensor_kernel import Kernel
+from hwprune.kernels.cuda.tensor_tile import SIZES, Tile
+from hwprune.kernels.cuda.tensor_weights import fragments, matrix
+from hwprune.kernels.loops import function
+from hwprune.kernels.schedule import Config, Repack, as_read
+from hwprune.occupancy import excess, gpu_of
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 name = "cuda_tensor"
+#: products of rounded factors
+exact = False
 
-#: Rows and columns of a fragment of sums, and steps of k that one instruction takes.
-_TILE = _STEPS = 16
-_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
-_WARPS, _DEPTHS = ((2, 4), (4, 2), (2, 2), (1, 2), (2, 1)), (16, 32)
+_BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (32, 64), (32, 32), (16, 64), (16, 32))
+_WARPS = ((2, 4), (4, 2), (2, 2), (4, 1), (8, 1), (1, 4), (1, 2), (2, 1))
+_GROUPS, _DEPTHS, _STAGES = (1, 2, 4, 8), (16, 32, 64, 128), (2, 3, 4)
 _OFFERED = 12
-_FURTHER_REGISTERS = 48
+#: Pixels, channels and steps: smaller products leave most of a tile empty.
+_LEAST = 16
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     shape = Product.of(workload)
-    if profile.gpu is None or "fp16" not in profile.gpu.precision or shape is None:
+    if profile.gpu is None or shape is None or min(shape.m, shape.n, shape.k) < _LEAST:
         return None
-    if min(shape.m, shape.n, shape.k) < _TILE:
-        return None
-    ranked = []
-    rate = profile.gpu.fp16_tflops * 1e6 / 2 / (profile.cores * profile.core.frequency_mhz)
-    for bm, bn in _BLOCKS:
-        for wm, wn in _WARPS:
-            for bk in _DEPTHS:
-                usage = _usage(bm, bn, bk, wm, wn, profile)
-                if bm % (wm * _TILE) or bn % (wn * _TILE) or excess(usage, gpu_of(profile)):
-                    continue
-                config = Config.make(name, precision="fp16", bm=bm, bn=bn, bk=bk, wm=wm, wn=wn)
-                cost = product_cycles(shape, (bm, bn, bk), (bm // wm, bn // wn), usage, profile, (rate, _TILE**2 * _STEPS))
-                ranked.append((cost, config))
-    ranked.sort(key=lambda item: item[0])
-    return [config for _, config in ranked[:_OFFERED]]
+    gather, ranked = Gather(workload), []
+    for precision in PRECISIONS.values():
+        if precision.name not in profile.gpu.precision:
+            continue
+        for block, warps, groups, depth, stages in combinations(_BLOCKS, _WARPS, _GROUPS, _DEPTHS, _STAGES):
+            tile = Tile(precision, *block, depth, *warps, groups, stages, gpu_of(profile).warp_size)
+            if not tile.fault and not excess(tile.usage, gpu_of(profile)):
+                ranked.append((tile.cycles(gather, profile), _config(tile)))
+    return _varied(sorted(ranked, key=lambda item: item[0]))[:_OFFERED] or None
 
 
-def _usage(bm: int, bn: int, bk: int, wm: int, wn: int, profile: TargetProfile) -> Usage:
-    warp, pad = gpu_of(profile).warp_size, _pad(profile)
-    shared = 2 * (bm * (bk + pad) + bk * (bn + pad)) + 4 * bm * bn
-    sums = bm * bn // (wm * wn * warp)
-    operands = (bm // wm + bn // wn) * _STEPS // warp
-    return Usage(wm * wn * warp, sums + operands + _FURTHER_REGISTERS, shared)
-
-
-def _pad(profile: TargetProfile) -> int:
-    """Elements after a row in shared memory: one vector of 16 bytes, of float16, against bank conflicts."""
-    return 2 * profile.lanes
+def _varied(ranked: Sequence[tuple[float, Config]]) -> list[Config]:
+    """By cost, two of each tile: the model tells tiles apart better than numbers of warps and stages."""
+    seen: dict[tuple, int] = {}
+    kept = []
+    for _, config in ranked:
+        tile = tuple(config[key] for key in ("precision", "bm", "bn", "wk"))
+        seen[tile] = seen.get(tile, 0) + 1
+        if seen[tile] <= 2:
+            kept.append(config)
+    return kept
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return scheduled(workload, profile, config, tensorized=True)
+    return written(workload, profile, config, Card)
 
 
-def scheduled(workload: Workload, profile: TargetProfile, config: Config, *, tensorized: bool) -> tirx.PrimFunc:
-    """The function with tensor-core intrinsics, or the same loops without them, which can be run on a CPU."""
-    bm, bn, bk, wm, wn = (int(config[key]) for key in ("bm", "bn", "bk", "wm", "wn"))
+def written(workload: Workload, profile: TargetProfile, config: Config, machine: Callable[[int, int], Card]) -> tirx.PrimFunc:
+    """The function for a card, or for what stands in for one. machine : (warps, their size) -> a block of them."""
+    tile = _tile(config, profile)
     allowed = gpu_of(profile).precision
-    if config["precision"] != "fp16" or "fp16" not in allowed:
+    if tile.precision.name not in allowed:
         raise Infeasible(f"{config.to_text()}: target {profile.name!r} allows {', '.join(allowed)}")
-    within(_usage(bm, bn, bk, wm, wn, profile), profile, config)
-    if bm % (wm * _TILE) or bn % (wn * _TILE) or bk % _STEPS:
-        raise Infeasible(f"{config.to_text()}: warps do not fill the block with fragments")
-    sch = s_tir.Schedule(product(workload, (bm, bn, bk), lambda x: tirx.Cast("float16", x), "float16").primfunc())
-    if block_or_none(sch, "P") is not None:
-        sch.compute_inline("P")
-    pixels_first(sch, workload)
-    shape, threads = Product.of(workload), (wm * wn, gpu_of(profile).warp_size)
-    at, inner = block_tiles(sch, bm, bn)
-    steps = _Steps(sch, tensorized)
-    ko = steps.multiply(steps.store(at, wm, wn), bk)
-    for matrix, lanes in (("A", profile.lanes if shape.contiguous else 1), ("B", profile.lanes)):
-        fetch(sch, matrix, ko, threads, lanes, profile, pad=_pad(profile))
-    steps.finish(ko)
-    _epilogue(sch, inner, threads, profile)
-    return sch.mod["main"]
+    if tile.fault:
+        raise Infeasible(f"{config.to_text()}: {tile.fault}")
+    within(tile.usage, profile, config)
+    kernel = Kernel(workload, tile, machine(tile.warps, tile.warp_size))
+    return function(workload, kernel.statements, as_read(workload.inputs, repack(workload, config)))
 
 
-def _epilogue(sch: s_tir.Schedule, inner, threads: tuple[int, int], profile: TargetProfile) -> None:
-    _, ty, tx, lane = sch.split(sch.fuse(*inner), [None, *threads, profile.lanes])
-    sch.bind(ty, "threadIdx.y")
-    sch.bind(tx, "threadIdx.x")
-    sch.vectorize(lane)
+def repack(workload: Workload, config: Config) -> Mapping[int, Repack]:
+    """The right factor in the order in which lanes take it."""
+    precision, bn, bk = PRECISIONS[str(config["precision"])], int(config["bn"]), int(config["bk"])
+    gather = Gather(workload)
+    blocks, steps = rounded(gather.n, bn) // bn, rounded(gather.k, bk) // bk
+    shape = (blocks, steps, bn * bk * precision.bytes // 4)
+
+    def transform(packed: np.ndarray) -> np.ndarray:
+        return fragments(matrix(packed, gather), precision, bn, bk).reshape(shape)
+
+    return {workload.anchor.args[1]: Repack(f"mma {precision.name} {bn}x{bk}", shape, transform)}
 
 
-class _Steps:
-    """The stages of one product that become tensor-core instructions."""
-
-    def __init__(self, sch: s_tir.Schedule, tensorized: bool):
-        self.sch, self.tensorized = sch, tensorized
-        self.stored = sch.cache_read("Y", _reads(sch).index("C"), "shared")
-        self.left, self.right = sch.cache_read("C", 0, "wmma.matrix_a"), sch.cache_read("C", 1, "wmma.matrix_b")
-
-    def store(self, at, wm: int, wn: int):
-        """Fragments of sums to shared memory, each warp its own. The loop over warps."""
-        sch = self.sch
-        sch.set_scope("C", 0, "wmma.accumulator")
-        sch.compute_at(self.stored, at, preserve_unit_loops=True)
-        *_, m, n = sch.get_loops(self.stored)
-        y, i, mi = sch.split(m, [wm, None, _TILE])
-        x, j, ni = sch.split(n, [wn, None, _TILE])
-        sch.reorder(y, x, i, j, mi, ni)
-        warp = sch.fuse(y, x)
-        sch.bind(warp, "threadIdx.y")
-        self.store_at = mi
-        return warp
-
-    def multiply(self, warp, bk: int):
-        """Fragments of sums of one warp, and their operands. The loop over fetches."""
-        sch = self.sch
-        sch.compute_at("C", warp, preserve_unit_loops=True)
-        *_, m, n, k = sch.get_loops("C")
-        i, mi = sch.split(m, [None, _TILE])
-        j, ni = sch.split(n, [None, _TILE])
-        ko, ki, kk = sch.split(k, [None, bk // _STEPS, _STEPS])
-        sch.reorder(ko, ki, i, j, mi, ni, kk)
-        self.product_at, self.loads_at = mi, []
-        for block, shape in ((self.left, (_TILE, _STEPS)), (self.right, (_STEPS, _TILE))):
-            sch.compute_at(block, ki, preserve_unit_loops=True)
-            *_, row, column = sch.get_loops(block)
-            (ro, ri), (co, ci) = sch.split(row, [None, shape[0]]), sch.split(column, [None, shape[1]])
-            sch.reorder(ro, co, ri, ci)
-            self.loads_at.append(ri)
-        return ko
-
-    def finish(self, ko) -> None:
-        sch = self.sch
-        init = sch.decompose_reduction("C", ko)
-        if not self.tensorized:
-            return
-        *_, mi, _ = sch.get_loops(init)
-        # importing it parses hundreds of intrinsics, which takes half a minute
-        from tvm.s_tir.tensor_intrin.cuda import get_wmma_intrin_group
-
-        names = get_wmma_intrin_group("shared", "shared", "float16", "float32", False)
-        sch.tensorize(mi, names["init"])
-        for loop, which in zip((*self.loads_at, self.product_at, self.store_at), ("load_a", "load_b", "compute", "store")):
-            sch.tensorize(loop, names[which])
+def _tile(config: Config, profile: TargetProfile) -> Tile:
+    precision = PRECISIONS.get(str(config["precision"]))
+    if precision is None:
+        raise Infeasible(f"{config.to_text()}: tensor cores take {', '.join(PRECISIONS)}")
+    return Tile(precision, *(int(config[key]) for key in SIZES), gpu_of(profile).warp_size)
 
 
-def _reads(sch: s_tir.Schedule) -> list[str]:
-    return [region.source.name for region in sch.get(sch.get_sblock("Y")).reads]
+def _config(tile: Tile) -> Config:
+    return Config.make(name, precision=tile.precision.name, **{key: getattr(tile, key) for key in SIZES})

@@ -43,6 +43,21 @@ def test_memory_beyond_l2_is_dram():
     assert add(100_000) == pytest.approx(12 * 100_000 / 100e3)
 
 
+def test_products_run_at_the_peak_of_the_tensor_cores_where_the_profile_allows_them():
+    # 4 SMs at 1 GHz and 0.512 TFLOPS: 64 multiply-adds a cycle of each, 16 vectors. Tiles of 64 x 4 take 16 cycles a step
+    # instead of 32, 4 x (64 + 16) bytes still 5: half of what the CUDA cores take. Groups and fewer than 16 rows stay there.
+    def latencies(*precision: str):
+        profile = card()
+        gpu = profile.gpu.model_copy(update={"tf32_tflops": 0.512, "fp16_tflops": 0.768, "precision": ("fp32", *precision)})
+        few = Workload((TensorSpec((15, 64)), TensorSpec((64, 64, 4), "weight")), (OpCall.make("dense", 0, 1),), TensorSpec((15, 256)))
+        found = GpuAnalyticModel(profile.model_copy(update={"gpu": gpu})).predict([conv(16, 16, lanes=4), few])
+        return [estimate.latency_us for estimate in found]
+
+    exact, few = latencies()
+    assert latencies("tf32") == pytest.approx([exact / 2, few])
+    assert latencies("tf32", "fp16") == pytest.approx([exact / 3, few])
+
+
 def test_more_pixels_than_the_sms_take_at_once_are_another_wave():
     latency = [GpuAnalyticModel(card()).predict([conv(16, 256, side=side, kernel=1, lanes=4)])[0].latency_us for side in (16, 17)]
     assert latency[1] > 1.05 * latency[0]
