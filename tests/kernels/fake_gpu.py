@@ -52,8 +52,13 @@ def driver(folder: Path) -> Path:
     return _compile([str(HERE / "fake_cuda.c")], folder / "libcuda.so.1")
 
 
-def emulated(functions: Mapping[str, tirx.PrimFunc], gpu: TargetProfile, out: Path) -> Path:
-    """A library of the kernels of ``functions``, under the names and with the parameters that a GPU's program launches."""
+def emulated(
+    functions: Mapping[str, tirx.PrimFunc], gpu: TargetProfile, out: Path, here: Mapping[str, tirx.PrimFunc] | None = None
+) -> Path:
+    """A library of the kernels of ``functions``, under the names and with the parameters that a GPU's program launches.
+
+    here : what they do, where that is not the functions themselves with their threads as loops (``emulate.function``).
+    """
     text, objects = [_AROUND], out.with_suffix(".o")
     for name, launches in device_code(functions, gpu).launches.items():
         (launch,) = launches
@@ -70,7 +75,7 @@ def emulated(functions: Mapping[str, tirx.PrimFunc], gpu: TargetProfile, out: Pa
         )
     source = out.with_suffix(".c")
     source.write_text("".join(text))
-    build(dict(functions)).write_to_file(str(objects))
+    build(dict(here or functions)).write_to_file(str(objects))
     native = native_sources()
     return _compile([*ffi_includes(), f"-I{native}", str(source), str(native / "pool.c"), str(objects)], out)
 

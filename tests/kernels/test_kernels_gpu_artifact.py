@@ -25,7 +25,7 @@ from hwprune.compile import artifact
 from hwprune.compile.artifact import build_artifact, network_program
 from hwprune.errors import ArtifactError, CompileError
 from hwprune.kernels import candidates, primfunc
-from hwprune.kernels.cuda import RULES, gemm, resources, tensor
+from hwprune.kernels.cuda import RULES, emulate, gemm, resources, tensor
 from hwprune.kernels.cuda.code import DeviceCode, device_code
 
 GPU = card("rtx4090")
@@ -344,3 +344,28 @@ def test_functions_of_several_kernels():
         assert re.findall(r"(\w+)_ptr", parameters) == [names[n] for n in launch.arguments]
     with pytest.raises(CompileError, match="kernel 'f' wants memory between two kernels of its own"):
         device_code({"f": two_kernels("memory")}, GPU)
+
+
+def test_tensor_cores_within_an_artifact(tmp_path, monkeypatch):
+    """Weights packed as fragments of TF32, and the kernel that reads them, through the program that ships."""
+    gpu = GPU.model_copy(update={"gpu": GPU.gpu.model_copy(update={"precision": ("fp32", "tf32")})})
+    module, inputs = randomized(nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.ReLU())).eval(), (torch.randn(1, 16, 9, 7),)
+    network = lowered(module, inputs, gpu)
+
+    def pick(workload):
+        return next((c for c in candidates(workload, gpu) if c.rule == tensor.name), candidates(workload, gpu)[0])
+
+    program = network_program(network, gpu, pick)
+    assert tensor.name in {c.rule for _, c in program.kernels.values()}
+    if not NVCC:
+        monkeypatch.setattr(resources, "machine_code", lambda source, profile: resources.MachineCode(b"FAKE", ""))
+    out = build_artifact(network, gpu, pick, tmp_path / "artifact")
+    functions, here = (
+        {symbol: make(w, gpu, config) for symbol, (w, config) in program.kernels.items()} for make in (primfunc, emulate.function)
+    )
+    monkeypatch.setenv("HWPRUNE_LIBCUDA", str(fake_gpu.driver(tmp_path)))
+    monkeypatch.setenv("FAKE_CUDA_KERNELS", str(fake_gpu.emulated(functions, gpu, tmp_path / "kernels.so", here)))
+    found, (expected,) = runtime.load(out)(inputs[0].numpy()), exact(module, inputs)
+    assert 1e-6 < relative_error(found, expected) < 2e-3  # factors have 11 bits
+    schedules = [k["schedule"] for k in json.loads((out / "manifest.json").read_text())["kernels"].values()]
+    assert "tf32" in {s.get("precision") for s in schedules}
