@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from compiled_networks import first_candidate
 from torch import nn
 
-from hwprune import measuring, programs
+from hwprune import costing, measuring, programs
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.costing import Costing
@@ -78,6 +78,7 @@ def test_whole_network_is_timed_with_the_schedules_measured(measurer, network, t
 
 
 def test_schedule_that_computes_something_else_is_found_and_replaced(usable, tmp_path, monkeypatch):
+    monkeypatch.setitem(measurer_module.EFFORTS, "tune", (3, 2, 2, 3))
     asked, said = [], []
     ask, error = Worker.ask, programs.output_error
 
@@ -149,6 +150,7 @@ def test_predictions_are_checked_against_whole_networks(usable, tmp_path, monkey
     monkeypatch.setattr(measuring, "_SHARES", ())
     monkeypatch.setattr(measuring, "RANDOM_CALIBRATORS", 1)
     monkeypatch.setattr(measurer_module, "_NETWORK_ROUNDS", 4)
+    monkeypatch.setattr(costing, "_PAUSE_S", 0.0)
     profile = usable(8)
     traced = trace(Small().eval(), torch.zeros(1, 3, 12, 12))
     view = NetworkView(lower(traced, profile), analyze(traced))
