@@ -44,6 +44,17 @@ class Small(nn.Module):
         return self.fc(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def impatient():
+    """A machine that is disturbed is not waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (costing, measurer_module):
+            patch.setattr(module, "_ATTEMPTS", 1)
+            patch.setattr(module, "_PAUSE_S", 0.0)
+        patch.setattr(measurer_module, "_NETWORK_ATTEMPTS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def network(usable):
     return lower(trace(Small().eval(), torch.zeros(1, 3, 12, 12)), usable(8))
@@ -150,7 +161,6 @@ def test_predictions_are_checked_against_whole_networks(usable, tmp_path, monkey
     monkeypatch.setattr(measuring, "_SHARES", ())
     monkeypatch.setattr(measuring, "RANDOM_CALIBRATORS", 1)
     monkeypatch.setattr(measurer_module, "_NETWORK_ROUNDS", 4)
-    monkeypatch.setattr(costing, "_PAUSE_S", 0.0)
     profile = usable(8)
     traced = trace(Small().eval(), torch.zeros(1, 3, 12, 12))
     view = NetworkView(lower(traced, profile), analyze(traced))
