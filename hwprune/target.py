@@ -13,11 +13,12 @@ import re
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any, Iterator, Literal, get_args
+from typing import Any, Iterator, Literal, Mapping, Sequence, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwprune.errors import TargetError
+from hwprune.present_gpu import nearest, present_gpu
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -336,8 +337,8 @@ def profiles() -> dict[str, list[Path]]:
 def load(name: str) -> TargetProfile:
     """The profile called ``name``, or the one in the file ``name`` if it ends in ``.toml``.
 
-    ``native`` is this machine, probed. Raises TargetError with the nearest names, the unknown key or the value at
-    fault.
+    ``native`` is this machine, probed; the shipped ``cuda`` is the profile of the GPU that is here, if there is one. Raises
+    TargetError with the nearest names, the unknown key or the value at fault.
     """
     if name == "native":
         from hwprune.measure.probe import native_profile
@@ -352,7 +353,17 @@ def load(name: str) -> TargetProfile:
             f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(sorted([*known, 'native']))}"
         )
         raise TargetError(f"unknown target {name!r}; {hint} (`hwprune targets list` shows all)")
-    return load_file(known[name][0])
+    return (_of_present_gpu(known) if name == "cuda" else None) or load_file(known[name][0])
+
+
+def _of_present_gpu(known: Mapping[str, Sequence[Path]]) -> TargetProfile | None:
+    """``cuda`` as the profile of the GPU of this machine; None where there is none, or no profile has its architecture, or the user
+    has a profile of that name."""
+    if known["cuda"][0].parent.resolve() != shipped_folder().resolve() or (gpu := present_gpu()) is None:
+        return None
+    cards = {p.name: p for path in shipped_folder().glob("*.toml") if (p := load_file(path)).gpu is not None and p.alias_of is None}
+    found = nearest(gpu, {name: profile.codegen.arch for name, profile in cards.items()})
+    return cards[found].model_copy(update={"name": "cuda", "alias_of": found}) if found else None
 
 
 def load_file(path: Path) -> TargetProfile:
@@ -382,8 +393,20 @@ def notices(name: str, profile: TargetProfile) -> list[str]:
     if len(files) > 1 and files[0].read_bytes() != files[-1].read_bytes():
         told.append(f"target {name!r} is {files[0]}, which shadows {files[1]}")
     if profile.alias_of:
-        told.append(f"target {name!r} stands for {profile.alias_of}: {profile.description}")
+        told.append(f"target {name!r} stands for {profile.alias_of}: {profile.description}{_why(profile)}")
     return told
+
+
+def _why(profile: TargetProfile) -> str:
+    """Of ``cuda``: whether that is the GPU of this machine."""
+    if profile.gpu is None:
+        return ""
+    gpu = present_gpu()
+    if gpu is None:
+        return "; no GPU is here that would say otherwise"
+    if gpu.arch != profile.codegen.arch:
+        return f"; the GPU of this machine, {gpu.name} ({gpu.arch}), has no profile: write one with `hwprune targets new NAME --extends {profile.alias_of}`"
+    return f"; the GPU of this machine is {gpu.name}"
 
 
 def _check(path: Path, data: dict[str, Any]) -> TargetProfile | list[str]:

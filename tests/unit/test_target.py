@@ -163,10 +163,40 @@ def test_a_cuda_profile_needs_a_gpu_and_no_other_has_one(folder: Path) -> None:
     assert "architecture='aarch64', [gpu] is given" in found
 
 
-def test_cuda_is_a100_and_says_so(folder: Path) -> None:
+def test_cuda_is_a100_and_says_so_where_no_gpu_is(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))
     cuda, a100 = target.load("cuda"), target.load("a100")
     assert cuda.digest() == a100.digest()
-    assert target.notices("cuda", cuda) == [f"target 'cuda' stands for a100: {a100.description}"]
+    assert target.notices("cuda", cuda) == [f"target 'cuda' stands for a100: {a100.description}; no GPU is here that would say otherwise"]
+
+
+@pytest.mark.parametrize(
+    "line, name, told",
+    [
+        ("NVIDIA H100 80GB HBM3, 9.0", "h100", "the GPU of this machine is NVIDIA H100 80GB HBM3"),
+        ("NVIDIA H200, 9.0", "h200", "the GPU of this machine is NVIDIA H200"),
+        ("NVIDIA GeForce RTX 4090, 8.9", "rtx4090", "the GPU of this machine is"),
+        ("Orin (nvgpu), 8.7", "jetson-orin", "the GPU of this machine is Orin"),
+        ("NVIDIA A10, 8.6", "rtx3090", "the GPU of this machine is NVIDIA A10"),  # of its architecture, which the notice names
+        ("Tesla V100-SXM2-16GB, 7.0", "a100", "Tesla V100-SXM2-16GB (sm_70), has no profile"),
+        ("No devices were found", "a100", "no GPU is here"),
+    ],
+)  # fmt: skip
+def test_cuda_is_the_gpu_that_is_here(folder: Path, monkeypatch, line: str, name: str, told: str) -> None:
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{line}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    found = target.load("cuda")
+    assert (found.name, found.alias_of, found.digest()) == ("cuda", name, target.load(name).digest())
+    [notice] = target.notices("cuda", found)
+    assert f"stands for {name}" in notice and told in notice
+
+
+def test_own_profile_called_cuda_comes_before_the_gpu_that_is_here(folder: Path, monkeypatch) -> None:
+    test_cuda_is_the_gpu_that_is_here(folder, monkeypatch, "NVIDIA H200, 9.0", "h200", "NVIDIA H200")
+    write(folder, "cuda", 'extends = "rtx3090"\n')
+    assert target.load("cuda").codegen.arch == "sm_86" and target.load("cuda").alias_of is None
 
 
 def test_all_complaints_are_given_at_once(folder: Path) -> None:
