@@ -41,7 +41,6 @@ class Costing:
     Close it (or use ``with``) to end the measuring process.
 
     prior : the analytic model. model : the best one there is. measurable : whether this machine runs the target's code.
-    fastest_us : what networks took at their fastest in this process, by name.
     simulator : what simulates for the target; None where it is measured or nobody can. learns : whether ``measure`` can make the model know more.
     """
 
@@ -54,7 +53,7 @@ class Costing:
         self.profile, self.measurable = profile, profile.runs_here()
         self.prior, self._exact = analytic_model(profile), exact
         self._calibrated: list["Network"] = []
-        self.fastest_us: dict[str, float] = {}
+        self._fastest_us: dict[str, float] = {}
         self.model: CostModel = self.prior
         self.store: "Store | None" = None
         self._imported: "Mapping[str, Measurement]" = {}
@@ -155,14 +154,14 @@ class Costing:
             whole = self._calm(names[0], lambda: [x.latency_us for x in self.measurer.time_networks(dict(zip(names, networks)))])
             for key, value in zip(keys, whole):
                 self.store.calibrate(key, value, self.measurer.context)
-        self.fastest_us[names[0]] = min(self.fastest_us.get(names[0], math.inf), whole[0])
+        self._fastest_us[names[0]] = min(self._fastest_us.get(names[0], math.inf), whole[0])
         self.model.fit([(n.workloads(), us) for n, us in zip(networks, whole)])
 
     def timed(self, control: "NetworkProgram", programs: "Sequence[NetworkProgram]") -> tuple[list[float], float]:
         """Microseconds of each of ``programs``, timed in turn, and of ``control``, which is timed beside them: where it takes longer than
         it has before, they are all timed again, some times at most."""
         named = {"control": control} | {str(i): program for i, program in enumerate(programs)}
-        control_us, *whole = self._calm(_name(control), lambda: [x.latency_us for x in self.measurer.time_programs(named)])
+        control_us, *whole = self._calm(_name_of_program(control), lambda: [x.latency_us for x in self.measurer.time_programs(named)])
         return whole, control_us
 
     def _calm(self, control: str, run: Callable[[], list[float]]) -> list[float]:
@@ -170,13 +169,13 @@ class Costing:
         longer than it is known to, something else has the machine: it is run again, and the answer in which it was fastest
         counts."""
         taken: list[list[float]] = []
-        known = self.fastest_us.get(control, math.inf)
+        known = self._fastest_us.get(control, math.inf)
         while len(taken) < _ATTEMPTS and (not taken or taken[-1][0] > DISTURBED * known):
             if taken:
                 time.sleep(_PAUSE_S)
             taken.append(run())
         best = min(taken, key=lambda us: us[0])
-        self.fastest_us[control] = min(known, best[0])
+        self._fastest_us[control] = min(known, best[0])
         return best
 
     def recall(self, network: "Network") -> None:
@@ -226,7 +225,7 @@ def _key(name: str, timed: Sequence[str]) -> str:
     return f"network_us of {name} beside {', '.join(timed)}"
 
 
-def _name(program: "NetworkProgram") -> str:
+def _name_of_program(program: "NetworkProgram") -> str:
     """Of a network that is timed to see whether the machine is calm: its kernels."""
     return hashlib.sha256(" ".join(sorted(program.kernels)).encode()).hexdigest()[:16]
 

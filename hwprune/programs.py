@@ -52,17 +52,19 @@ def compile_to(
             with progress.task(f"compiling for {profile.name}"):
                 return build_artifact(network, profile, cost.pick, out, record=record)
 
+        def tuned_error() -> float:
+            cost.measure(network.workloads(), "tune")
+            return output_error(runtime.load(built()), model, example)
+
         if not cost.measurable:
             return built()
-        cost.measure(network.workloads(), "tune")
-        error = output_error(runtime.load(built()), model, example)
+        error = tuned_error()
         while not error <= TOLERANCE and (wrong := cost.discard_wrong(network.workloads())):
             progress.say(
                 f"the compiled network's output was off by {error:.1e} of its largest value; schedules that compute something else were "
                 f"found and are not used again: {'; '.join(text for _, text in wrong)}"
             )
-            cost.measure(network.workloads(), "tune")
-            error = output_error(runtime.load(built()), model, example)
+            error = tuned_error()
         if not error <= TOLERANCE:
             progress.say(_far_off(error, exact))
         amend_manifest(out, verified={"against": f"torch {torch.__version__}", "relative_error": error})

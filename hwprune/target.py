@@ -361,9 +361,15 @@ def _of_present_gpu(known: Mapping[str, Sequence[Path]]) -> TargetProfile | None
     has a profile of that name."""
     if known["cuda"][0].parent.resolve() != shipped_folder().resolve() or (gpu := present_gpu()) is None:
         return None
-    cards = {p.name: p for path in shipped_folder().glob("*.toml") if (p := load_file(path)).gpu is not None and p.alias_of is None}
+    cards = {p.name: p for p in shipped_profiles() if p.gpu is not None and p.alias_of is None}
     found = nearest(gpu, {name: profile.codegen.arch for name, profile in cards.items()})
     return cards[found].model_copy(update={"name": "cuda", "alias_of": found}) if found else None
+
+
+def shipped_profiles() -> Iterator[TargetProfile]:
+    """Shipped profiles; those that stand for themselves come before those that extend another one."""
+    for path in sorted(sorted(shipped_folder().glob("*.toml")), key=lambda path: "extends" in _read(path)):
+        yield load_file(path)
 
 
 def load_file(path: Path) -> TargetProfile:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwprune.errors import DataError, TargetError
-from hwprune.target import Architecture, Link, TargetProfile, features_of, load, profiles, shipped_folder, tomllib
+from hwprune.target import Architecture, Link, TargetProfile, features_of, shipped_profiles
 
 FORMAT = 1
 
@@ -144,7 +144,7 @@ def read(path: Path) -> ProbeResults:
 
 def base_for(results: ProbeResults) -> TargetProfile:
     """The shipped profile whose instructions and registers the probed processor has; TargetError if none is known to fit."""
-    shipped = [p for p in _shipped() if p.architecture == results.architecture and p.alias_of is None]
+    shipped = [p for p in shipped_profiles() if p.architecture == results.architecture and p.alias_of is None]
     core = _CORES.get(results.part)
     for profile in shipped:
         if core is not None and profile.codegen.mcpu == core:
@@ -158,13 +158,6 @@ def base_for(results: ProbeResults) -> TargetProfile:
         f"no shipped profile is known to fit the processor {core or results.part or results.processor} ({results.architecture}); "
         "say with --extends T whose instructions and registers it has"
     )
-
-
-def _shipped() -> Iterator[TargetProfile]:
-    """Shipped profiles; those that stand for themselves come before those that extend another one."""
-    paths = [path for name in sorted(profiles()) if (path := shipped_folder() / f"{name}.toml").is_file()]
-    for path in sorted(paths, key=lambda path: "extends" in tomllib.loads(path.read_text())):
-        yield load(str(path))
 
 
 def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, link: Link | None = None) -> TargetProfile:
