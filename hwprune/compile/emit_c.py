@@ -28,13 +28,18 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each."""
+    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each.
+
+    alone : the steps are kernels, each timed by itself over the inputs: before every run the threads write these anew, as a
+        kernel before would have.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     weights_bytes: int
     workspace_bytes: int
     threads: int
+    alone: bool = False
 
 
 def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
@@ -49,7 +54,7 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
             shapes.extend(a.shape)
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),
-        f"enum {{ STEP_COUNT = {len(calls)}, MOST_ARGUMENTS = {max(len(c.arguments) for c in calls)} }};",
+        f"enum {{ STEP_COUNT = {len(calls)}, ALONE = {int(facts.alone)}, MOST_ARGUMENTS = {max(len(c.arguments) for c in calls)} }};",
         facts_line(facts, len(calls)),
         c_array("const kernel_t KERNELS", [f"__tvm_ffi_{s}" for s in symbols]),
         c_array("const int64_t SHAPES", shapes),

@@ -59,7 +59,8 @@ def link_kernels(
     sizes = [size for _, size in operands]
     activations = [[t.size_bytes // 4 for t in k.workload.inputs if t.role != "weight"] for k in kernels]
     inputs = tuple(max(column) for column in zip_longest(*activations, fillvalue=0))
-    facts = Facts(inputs, (max(r.size_bytes for r in results) // 4,), max(sizes), 0, threads if profile.gpu is None else 1)
+    threads = threads if profile.gpu is None else 1
+    facts = Facts(inputs, (max(r.size_bytes for r in results) // 4,), max(sizes), 0, threads, alone=True)
     link({c.symbol: f for c, f in zip(calls, functions)}, calls, facts, profile, out)
     return sizes
 

@@ -96,7 +96,7 @@ class Kernels:
         operands = [operands_of(kernel_inputs(workload, Config.from_text(text))) for text in symbols]
         calls = [KernelCall(symbol, (*arguments, result)) for symbol, (arguments, _) in zip(symbols.values(), operands)]
         most = max(size for _, size in operands)
-        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads)
+        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads, alone=True)
         library = self._load([built[symbol] for symbol in symbols.values()], tables(calls, facts))
         inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
         # two copies at least, so that none is read twice in a row

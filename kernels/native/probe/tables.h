@@ -1,7 +1,7 @@
 /* Tables of a network of kernels that do nothing, for ../program.c: what is left is what a kernel and a call cost.
  * Each kernel has data, weights and a result of rank 4, as a convolution has. */
 extern int32_t __tvm_ffi_nothing(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-enum { STEP_COUNT = 64, MOST_ARGUMENTS = 3 };
+enum { STEP_COUNT = 64, ALONE = 0, MOST_ARGUMENTS = 3 };
 #define FACTS 2, 0, 0, 64, 64, STEP_COUNT, 1
 #define FOUR(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
 static const kernel_t KERNELS[] = {__tvm_ffi_nothing};
