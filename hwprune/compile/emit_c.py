@@ -13,9 +13,12 @@ WORKSPACE, WEIGHTS, INPUT, OUTPUT = range(4)
 
 @dataclass(frozen=True)
 class Argument:
+    """at : bytes from the start of an input or output, of which a batch in parts has one after the other."""
+
     space: int
     offset: int
     shape: tuple[int, ...]
+    at: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
     for call in calls:
         steps.append(f"{{{symbols[call.symbol]}, {len(arguments)}, {len(call.arguments)}}}")
         for a in call.arguments:
-            arguments.append(f"{{{a.space}, {len(a.shape)}, {len(shapes)}, {a.offset}}}")
+            arguments.append(f"{{{a.space}, {len(a.shape)}, {len(shapes)}, {a.offset}, {a.at}}}")
             shapes.extend(a.shape)
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),

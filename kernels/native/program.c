@@ -17,7 +17,7 @@ typedef int32_t (*kernel_t)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 typedef struct {
   uint8_t space, rank;
   uint32_t shape;
-  uint64_t offset;
+  uint64_t offset, at;
 } argument_t;
 typedef struct {
   uint32_t kernel, first, count;
@@ -52,8 +52,8 @@ static void* address(const argument_t* a, const memory_t* m) {
   switch (a->space) {
     case WORKSPACE: return m->workspace + a->offset;
     case WEIGHTS: return m->weights + a->offset;
-    case INPUT: return m->inputs[a->offset];
-    default: return m->outputs[a->offset];
+    case INPUT: return (char*)m->inputs[a->offset] + a->at;
+    default: return (char*)m->outputs[a->offset] + a->at;
   }
 }
 

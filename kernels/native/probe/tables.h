@@ -6,6 +6,6 @@ enum { STEP_COUNT = 64, ALONE = 0, MOST_ARGUMENTS = 3 };
 #define FOUR(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
 static const kernel_t KERNELS[] = {__tvm_ffi_nothing};
 static const int64_t SHAPES[] = {1, 1, 1, 16};
-static const argument_t ARGUMENTS[] = {{WORKSPACE, 4, 0, 0}, {WEIGHTS, 4, 0, 0}, {WORKSPACE, 4, 0, 0}};
+static const argument_t ARGUMENTS[] = {{WORKSPACE, 4, 0, 0, 0}, {WEIGHTS, 4, 0, 0, 0}, {WORKSPACE, 4, 0, 0, 0}};
 #define STEP {0, 0, 3}
 static const step_t STEPS[] = {FOUR(FOUR(FOUR(STEP)))};
