@@ -78,6 +78,7 @@ class Memory(_Frozen):
     l3_bytes: int = Field(default=0, ge=0)
     dram_gb_per_s: float = Field(gt=0, description="all cores together")
     l2_gb_per_s: float = Field(gt=0, description="per core")
+    line_bytes: int = Field(default=64, gt=0, description="of the caches: what moves at once")
     l1_gb_per_s: float | None = Field(default=None, gt=0, description="per core")
     l3_gb_per_s: float | None = Field(default=None, gt=0, description="all cores together")
 
@@ -286,6 +287,7 @@ class TargetProfile(_Frozen):
         unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
         unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
+        unread["memory"] |= {"line_bytes"} if self.memory.line_bytes == 64 else set()
         text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

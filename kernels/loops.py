@@ -76,13 +76,14 @@ class Ahead:
     of its reduction.
 
     buffer : constants, one panel after the other. width : of a panel, in elements for each of ``steps`` steps.
-    tiles : that pass over a panel.
+    tiles : that pass over a panel. line_bytes : of the caches.
     """
 
     buffer: tirx.Buffer
     width: int
     steps: int
     tiles: int
+    line_bytes: int
 
     def fetch(self, following, number, step, level: int) -> None:
         """Fetch what tile ``number`` has to at ``step``, of the panel that begins with element ``following``.
@@ -90,7 +91,7 @@ class Ahead:
         level : of the cache, see ``fetch_level``. The place may lie outside of the buffer: a prefetch never fails.
         """
         parts = min(_FETCHING, self.tiles)
-        line = 64 // 4
+        line = self.line_bytes // 4
         lines = -(-self.width // (parts * line))
         stride = -(-self.width // (parts * lines))
         start = following + tirx.min(number, parts - 1) * (self.steps * lines * stride)

@@ -33,8 +33,8 @@ class KernelCall:
 class Facts:
     """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each.
 
-    alone : the steps are kernels, each timed by itself over the inputs: before every run the threads write these anew, as a
-        kernel before would have.
+    alone : the steps are kernels, each timed by itself over the inputs: before every run the threads write its first one anew, as
+        a kernel before would have.
     """
 
     inputs: tuple[int, ...]

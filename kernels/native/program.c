@@ -103,29 +103,28 @@ typedef struct {
   const memory_t* memory;
 } written_t;
 
-/* A thread's share of the activations that a step reads, written: rows of an image, as most kernels share them out. What one
- * core wrote last, another one gets several times as slowly as that one. */
+/* A thread's share of the first activation that a step reads, written: rows of an image, as most kernels share them out. It is
+ * what the kernel before has just made; what one core wrote last, another one gets several times as slowly as that one. */
 static int write_share(int task, hwprune_group_t* group, void* data) {
   enum { LINE_BYTES = 64 }; /* or a part of one: then a line is written more than once */
   const written_t* w = (const written_t*)data;
   const argument_t* a = &ARGUMENTS[w->step->first];
-  for (const argument_t* end = a + w->step->count; a < end; ++a) {
-    if (a->space != INPUT) continue;
-    int64_t lines = (int64_t)sizeof(float);
-    for (int d = 0; d < a->rank; ++d) lines *= SHAPES[a->shape + d];
-    lines /= LINE_BYTES;
-    char* first = (char*)address(a, w->memory);
-    for (int64_t line = lines * task / group->num_task; line < lines * (task + 1) / group->num_task; ++line) {
-      volatile float* number = (volatile float*)(first + line * LINE_BYTES);
-      *number = *number;
-    }
+  while (a->space != INPUT)
+    if (++a == &ARGUMENTS[w->step->first + w->step->count]) return 0;
+  int64_t lines = (int64_t)sizeof(float);
+  for (int d = 0; d < a->rank; ++d) lines *= SHAPES[a->shape + d];
+  lines /= LINE_BYTES;
+  char* first = (char*)address(a, w->memory);
+  for (int64_t line = lines * task / group->num_task; line < lines * (task + 1) / group->num_task; ++line) {
+    volatile float* number = (volatile float*)(first + line * LINE_BYTES);
+    *number = *number;
   }
   return 0;
 }
 
 /* Each of `runs` runs of `count` steps from `first` on: one sample a run. There are `copies` of the weights, `stride`
  * bytes apart, that take turns from number `turn` on: so a kernel by itself finds its weights as far away as it does
- * within a network; and its activations are where a kernel before it would have left them (ALONE). */
+ * within a network; and its first activation is where a kernel before it would have left it (ALONE). */
 EXPORT int32_t hwprune_time(void* const* inputs, void* const* outputs, void* weights, void* workspace, int32_t threads,
                             int32_t first, int32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs, int64_t* samples) {
   memory_t m = {inputs, outputs, weights, workspace};
