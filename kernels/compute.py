@@ -429,21 +429,27 @@ def _pool2d(call: OpCall, values, workload: Workload):
         lambda b, y, x, c: reduce(padded[b, y * sy + ry * dy, x * sx + rx * dx, c], axis=[ry, rx]),
         name="C",
     )
+    finished = pooled(call, (shape[1], shape[2]))
+    return (lambda b, y, x, c: finished(acc[b, y, x, c], y, x)), (n, oh, ow, channels)
+
+
+def pooled(call: OpCall, size: tuple[int, int]) -> Callable[[tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]:
+    """What a pool over an input of ``size`` makes of the maximum or sum of its window at row y and column x."""
     if call["kind"] == "max":
-        return (lambda *i: acc(*i)), (n, oh, ow, channels)
+        return lambda value, y, x: value
     if call["divide"] == "all":
-        return (lambda *i: acc(*i) * _const(acc, 1.0 / call["divisor"])), (n, oh, ow, channels)
-    top, left, _, _ = call["padding"]
+        return lambda value, y, x: value * _const(value, 1.0 / call["divisor"])
+    (kh, kw), (sy, sx), (top, left, _, _) = call["kernel"], call["stride"], call["padding"]
 
-    def covered(at, stride, before, kernel, size):
+    def covered(at, stride, before, kernel, extent):
         start = at * stride - before
-        return tirx.min(start + kernel, size) - tirx.max(start, 0)
+        return tirx.min(start + kernel, extent) - tirx.max(start, 0)
 
-    def average(b, y, x, c):
-        count = covered(y, sy, top, kh, shape[1]) * covered(x, sx, left, kw, shape[2])
-        return acc[b, y, x, c] / tirx.Cast("float32", count)
+    def average(value, y, x):
+        count = covered(y, sy, top, kh, size[0]) * covered(x, sx, left, kw, size[1])
+        return value / tirx.Cast("float32", count)
 
-    return average, (n, oh, ow, channels)
+    return average
 
 
 def _global_pool(call: OpCall, values, workload: Workload):

@@ -49,12 +49,12 @@ def scratch(shape: Sequence[int]):
 Registers = Mapping[tuple[int, int], tirx.Buffer]
 
 
-def registers(rows: int, vectors: int, lanes: int) -> Registers:
-    """Accumulators of a tile, zero: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
+def registers(rows: int, vectors: int, lanes: int, start: float = 0.0) -> Registers:
+    """Accumulators of a tile, ``start``: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
     LLVM takes it into a register whatever else happens in the loop."""
     found = {(i, j): scratch((lanes,)) for i in range(rows) for j in range(vectors)}
     for register in found.values():
-        T.buffer_store(register, tirx.Broadcast(constant(0.0), lanes), [tirx.Ramp(0, 1, lanes)])
+        T.buffer_store(register, tirx.Broadcast(constant(start), lanes), [tirx.Ramp(0, 1, lanes)])
     return found
 
 
