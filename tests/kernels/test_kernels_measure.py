@@ -4,10 +4,14 @@ machine may be busy."""
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,11 +24,12 @@ from hwprune.compile.lower import lower
 from hwprune.costing import Costing
 from hwprune.errors import MeasureError
 from hwprune.graph import analyze, trace
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, primfunc
 from hwprune.kernels.compute import compute
 from hwprune.kernels.schedule import Config
+from hwprune.library import Library, Memory, aligned
 from hwprune.measure import measurer as measurer_module
-from hwprune.measure import verify
+from hwprune.measure import timed, verify
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
@@ -66,6 +71,44 @@ def measurer(usable, tmp_path_factory):
     with Measurer(usable(8), store) as measurer:
         yield measurer
     store.close()
+
+
+class Sum(nn.Module):
+    def forward(self, x, y):
+        return F.relu(x) + y
+
+
+def dirty_bytes(array: np.ndarray) -> int:
+    """Of the private mapping that ``array`` lies in, what was written."""
+    address = array.ctypes.data
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if (m := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line))
+              and int(m[1], 16) <= address < int(m[2], 16))
+    return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Private_Dirty"))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_before_a_kernel_is_timed_alone_its_first_activation_is_written_by_the_threads(usable, tmp_path, alone):
+    profile, shape = usable(8), (1, 64, 64, 64)
+    (workload,) = {w.key: w for w in lower(trace(Sum(), (torch.zeros(shape),) * 2), profile).workloads() if len(w.inputs) == 2}.values()
+    if alone:
+        out = tmp_path / "kernels.so"
+        config = candidates(workload, profile)[0]
+        timed.link_kernels([timed.Kernel(workload, config.to_text())], [primfunc(workload, profile, config)], profile, profile.threads, out)
+    else:
+        out = build_artifact(lower(trace(Sum(), (torch.zeros(shape),) * 2), profile), profile, first_candidate(profile), tmp_path / "a") / "network.so"
+    library = Library(out)
+    size = 4 * library.inputs[0]
+    maps = []
+    for name in "xy":
+        (tmp_path / name).write_bytes(np.ones(size // 4, np.float32).tobytes())
+        with open(tmp_path / name) as file:
+            maps.append(mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    inputs = [np.frombuffer(m, np.uint8) for m in maps]
+    memory = Memory(inputs, [aligned(size)], aligned(library.weights_bytes), aligned(library.workspace_bytes))
+    library.time_ns(memory, profile.threads, 2)
+    assert [dirty_bytes(x) for x in inputs] == ([size, 0] if alone else [0, 0])
+    assert all((x.view(np.float32) == 1).all() for x in inputs)
 
 
 def test_every_kernel_of_a_network_is_measured(measurer, network):
