@@ -59,6 +59,7 @@ class Core(_Frozen):
     vector_registers: int = Field(gt=0)
     fma_per_cycle: float = Field(gt=0, description="vector fused multiply-adds started per cycle")
     fma_latency_cycles: int = Field(default=4, gt=0)
+    loads_per_cycle: float = Field(default=2, gt=0, description="started per cycle, of whole vectors or of numbers for all lanes")
     frequency_mhz: float = Field(gt=0)
     in_order: bool = False
     lane_broadcast: bool = Field(
@@ -286,6 +287,7 @@ class TargetProfile(_Frozen):
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
         unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
+        unread["core"] |= {"loads_per_cycle"} if self.core.loads_per_cycle == 2 else set()
         unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
         unread["memory"] |= {"line_bytes"} if self.memory.line_bytes == 64 else set()
         text = self.model_dump_json(exclude=unread)

@@ -183,10 +183,10 @@ def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, l
         f"integer adds ran at {results.clock_mhz.best:.0f} MHz",
         **{key: f"{told} {where}" for key in figures if key.endswith("_bytes")},
     }  # fmt: skip
-    source["memory.line_bytes"] = (
-        f"told by the system to {where}" if results.caches.line_bytes
-        else source.get("memory.line_bytes", f"assumption: {base.memory.line_bytes} bytes, as on most; not told by the system")
-    )
+    if results.caches.line_bytes:
+        source["memory.line_bytes"] = f"told by the system to {where}"
+    for key, value in (("core.loads_per_cycle", base.core.loads_per_cycle), ("memory.line_bytes", base.memory.line_bytes)):
+        source.setdefault(key, f"assumption: {value:g}, as on most processors")
     data: dict[str, Any] = base.model_dump(by_alias=True) | {
         "name": name, "alias_of": None, "cores": results.cores, "threads": results.threads, "source": source,
         "description": f"{results.processor}, {results.threads} threads, probed {on}; instructions and registers of {base.name}",

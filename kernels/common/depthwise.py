@@ -105,7 +105,7 @@ def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, split: str, o
     n, oh, ow, channels, kh, kw, stride = g.n, g.oh, g.ow, g.channels, g.kh, g.kw, g.stride[1]
     vectors, tiles = channels // profile.lanes // cov, Runs(ow, wt)
     loads = ((wt - 1) * stride + g.reach + 1 + (kw if g.weighted else 0)) * cov
-    row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / 2) + 2
+    row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / core.loads_per_cycle) + 2
     cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
     units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units

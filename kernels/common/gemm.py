@@ -118,7 +118,7 @@ def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split:
 
 def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
     core = profile.core
-    return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / 2)
+    return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / core.loads_per_cycle)
 
 
 def _units(g: _Pixels, ht: int, wt: int) -> int:

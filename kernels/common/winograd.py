@@ -166,7 +166,7 @@ def _product_cost(g: _Geometry, tiles: int, size: tuple[int, int], profile: Targ
 
     def step(wt: int, cov: int) -> float:
         loads = wt + cov if cov > 1 else wt * cov + cov
-        return max(wt * cov / core.fma_per_cycle, core.fma_latency_cycles, loads / 2)
+        return max(wt * cov / core.fma_per_cycle, core.fma_latency_cycles, loads / core.loads_per_cycle)
 
     wt, cov = size
     return sum(step(r, c) * n * k for (n, r), (k, c) in product(Runs(tiles, wt).sizes, Runs(g.blocks, cov).sizes))
