@@ -71,7 +71,7 @@ def compile_to(
 
 
 def _far_off(error: float, exact: bool) -> str:
-    mend = "each kernel computes its workload, so the network itself magnifies rounding"
+    mend = "each kernel that can be checked computes its workload, so the network itself magnifies rounding"
     mend = mend if exact else f"{mend}; --exact leaves out the kernels that round most"
     return f"the compiled network's output differs from torch's by {error:.1e} of its largest value, more than {TOLERANCE:.0e}: {mend}"
 

@@ -45,6 +45,11 @@ def compute(workload: Workload, anchors: Mapping[str, Callable] | None = None) -
     return Computation(inputs, output)
 
 
+def has_plain_loops(workload: Workload) -> bool:
+    """Whether ``compute`` has expressions for the anchor of ``workload``; others are written as loops by their rule only."""
+    return workload.anchor is None or workload.anchor.op in ANCHOR_RULES
+
+
 def _anchor(call: OpCall, values: Sequence[Value], workload: Workload, others: Mapping[str, Callable]) -> Value:
     rule = others.get(call.op) or ANCHOR_RULES.get(call.op)
     if rule is None:

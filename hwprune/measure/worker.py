@@ -208,7 +208,7 @@ def _networks(state: dict, request: dict) -> dict:
 
 
 def _verify(state: dict, request: dict) -> dict:
-    """How far a kernel's result is from that of its workload's plain loops."""
+    """How far a kernel's result is from what it should be; None where that is not known."""
     from hwprune.measure.verify import kernel_error
 
     workload, config = Workload.from_json(request["workload"]), Config.from_text(request["config"])

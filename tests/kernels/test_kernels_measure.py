@@ -79,24 +79,25 @@ class Sum(nn.Module):
 
 
 def dirty_bytes(array: np.ndarray) -> int:
-    """Of the private mapping that ``array`` lies in, what was written."""
+    """Of the private mapping of a file that ``array`` lies in, what was written: such pages are no longer the file's."""
     address = array.ctypes.data
     lines = Path("/proc/self/smaps").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if (m := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line))
               and int(m[1], 16) <= address < int(m[2], 16))
-    return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Private_Dirty"))
+    return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Anonymous:"))
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_before_a_kernel_is_timed_alone_its_first_activation_is_written_by_the_threads(usable, tmp_path, alone):
-    profile, shape = usable(8), (1, 64, 64, 64)
-    (workload,) = {w.key: w for w in lower(trace(Sum(), (torch.zeros(shape),) * 2), profile).workloads() if len(w.inputs) == 2}.values()
+    profile, shape = usable(8), (256, 1024)
+    network = lower(trace(Sum(), (torch.zeros(shape), torch.ones(shape))), profile)
+    (workload,) = (w for w in network.workloads() if len(w.inputs) == 2)
     if alone:
         out = tmp_path / "kernels.so"
         config = candidates(workload, profile)[0]
         timed.link_kernels([timed.Kernel(workload, config.to_text())], [primfunc(workload, profile, config)], profile, profile.threads, out)
     else:
-        out = build_artifact(lower(trace(Sum(), (torch.zeros(shape),) * 2), profile), profile, first_candidate(profile), tmp_path / "a") / "network.so"
+        out = build_artifact(network, profile, first_candidate(profile), tmp_path / "a") / "network.so"
     library = Library(out)
     size = 4 * library.inputs[0]
     maps = []
@@ -165,6 +166,25 @@ def test_error_of_a_kernel_is_seen(usable, network, monkeypatch):
     assert verify.kernel_error(right, config, usable(8)) < 1e-5
     monkeypatch.setattr(verify, "primfunc", lambda w, profile, config: compute(without_relu(w)).primfunc())
     assert verify.kernel_error(right, config, usable(8)) > 0.1
+
+
+class Product(nn.Module):
+    def forward(self, x, y):
+        return F.relu(x) @ F.relu(y)
+
+
+def test_a_kernel_without_plain_loops_is_compared_with_another_schedule_of_it(usable, monkeypatch):
+    network = lower(trace(Product(), (torch.zeros(2, 9, 12), torch.zeros(2, 12, 20))), usable(8))
+    (workload,) = (w for w in network.workloads() if w.anchor is not None)
+    configs = candidates(workload, usable(8))
+    assert len(configs) > 1 and verify.kernel_error(workload, configs[0], usable(8)) < 1e-5
+    results = iter((1.5, 1.0))  # the kernel's own comes first
+    run = verify._run
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_run", lambda *arguments: next(results) * run(*arguments))
+        assert verify.kernel_error(workload, configs[0], usable(8)) == pytest.approx(0.5, rel=0.01)
+    monkeypatch.setattr(verify, "candidates", lambda w, profile: configs[:1])
+    assert verify.kernel_error(workload, configs[0], usable(8)) is None
 
 
 def without_relu(workload):
