@@ -127,6 +127,26 @@ def _sigmoid(x):
     return _const(x, 1.0) / (_const(x, 1.0) + exponential(-x))
 
 
+def _silu(x):
+    """x sigmoid(x), with sigmoid(x) - 1/2 as an odd quotient of polynomials: half the instructions of one with an exponential.
+
+    Absolute error of the sigmoid below 9e-8 where it is not clamped, 6e-8 there; weighted least squares, reweighted until the
+    error is even over 0 <= x <= 16.6 (Loeb's algorithm; Barrodale and Mason, 1970).
+    """
+    clamped = _clip(x, -16.6, 16.6)
+    square = clamped * clamped
+
+    def polynomial(first, *rest):
+        value = _const(x, first)
+        for c in rest:
+            value = value * square + _const(x, c)
+        return value
+
+    above = polynomial(4.2968427038658774e-08, 4.5462158595910296e-05, 0.00805384386330843, 0.2499997913837433)
+    below = polynomial(9.085180940893167e-10, 3.6395063034433406e-06, 0.001477715210057795, 0.11554793268442154, 1.0)
+    return x * (clamped * above / below + _const(x, 0.5))
+
+
 def _erf(x):
     """A quotient of polynomials: absolute error below 5e-7. The coefficients are those of Eigen's ``erf``."""
     x = _clip(x, -4.0, 4.0)
@@ -161,7 +181,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "leaky_relu": lambda c, a: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * _const(a, c["slope"]),
     "prelu": lambda c, a, w: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * w,
     "sigmoid": lambda c, a: _sigmoid(a),
-    "silu": lambda c, a: a * _sigmoid(a),
+    "silu": lambda c, a: _silu(a),
     "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
     "exp": lambda c, a: exponential(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
