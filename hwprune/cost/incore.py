@@ -17,7 +17,7 @@ from hwprune.cost import in_order, out_of_order
 from hwprune.errors import NoLatency
 from hwprune.target import TargetProfile
 
-_MULTIPLY_ADD = {"aarch64": re.compile(r"fmla\s"), "x86_64": re.compile(r"vfn?m(add|sub)\w*\s")}
+_MULTIPLY_ADD = {"aarch64": re.compile(r"fmla\s+(\w+)"), "x86_64": re.compile(r"vfn?m(?:add|sub)\w*\s.*%(\w+)")}
 #: a vector register saved on the stack or read back
 _SPILL = {
     "aarch64": re.compile(r"(str|stp|ldr|ldp|stur|ldur)\s+[qds]\d.*\[sp"),
@@ -49,6 +49,11 @@ class Loop:
     def multiply_adds(self) -> int:
         """Vector multiply-adds of one iteration."""
         return sum(bool(_MULTIPLY_ADD[self.architecture].match(line)) for line in self.body)
+
+    @property
+    def accumulators(self) -> int:
+        """Registers that multiply-adds add to."""
+        return len({found[1] for line in self.body if (found := _MULTIPLY_ADD[self.architecture].match(line))})
 
     @property
     def spills(self) -> tuple[str, ...]:
@@ -95,9 +100,10 @@ def inner_loops(assembly: str, architecture: str) -> list[Loop]:
 
 
 def hottest_loop(assembly: str, profile: TargetProfile) -> Loop:
-    """The inner loop with the most multiply-adds. NoLatency if none has any."""
+    """The inner loop of the largest register tile, of several the one with the most multiply-adds: what is left of pixels or channels
+    has loops of smaller tiles, that may be unrolled further. NoLatency if none multiplies and adds."""
     loops = inner_loops(assembly, profile.architecture)
-    found = max(loops, key=lambda loop: loop.multiply_adds, default=None)
+    found = max(loops, key=lambda loop: (loop.accumulators, loop.multiply_adds), default=None)
     if found is None or not found.multiply_adds:
         raise NoLatency("no inner loop of this kernel multiplies and adds; an in-core prediction is for those that do")
     return found

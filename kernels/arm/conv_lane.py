@@ -25,7 +25,7 @@ _STACK_BYTES = 1024
 _LOAD_WEIGHT = 0.05
 
 #: What a tile that leaves few registers free is thought to cost an in-order core.
-_CROWDED = 1.05
+_CROWDED = 1.12
 
 Tile = tuple[int, int, int]
 
@@ -50,9 +50,8 @@ def _tiles(g: Geometry, profile: TargetProfile) -> Iterator[Tile]:
 
 
 def _channel_sizes(blocks: int) -> list[int]:
-    """Vectors of channels in a tile: divisors, and for a number of vectors that has none, two, the last tile having one."""
-    sizes = [c for c in divisors(blocks) if c <= 8]
-    return sizes if len(sizes) > 1 or blocks < 3 else [1, 2]
+    """Vectors of channels in a tile: divisors, and two in any case, the last tile then having one."""
+    return sorted({c for c in divisors(blocks) if c <= 8} | ({2} if blocks > 2 else set()))
 
 
 def _spare_registers(pixels: int, cov: int, profile: TargetProfile) -> int:
@@ -80,30 +79,33 @@ def _tile_cost(tile: Tile, g: Geometry, profile: TargetProfile) -> float:
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return schedule_tiles(workload, profile, config, lambda *at: _accumulate(*at, profile.lanes), tail_apart=True)
+    # an in-order core wants the loads of the next step among this one's multiply-adds. LLVM unrolls for it, but where the
+    # number of steps is odd the loop is left in the middle, and what comes after is not scheduled with what was before
+    together = 2 if profile.core.in_order else 1
+    return schedule_tiles(workload, profile, config, lambda *at: _accumulate(*at, profile.lanes, together), tail_apart=True)
 
 
-def _accumulate(sch, conv, tile_at, is_dense: bool, lanes: int) -> None:
-    """Reduce at ``tile_at``: ``lanes`` channels of each pixel are staged at once, then unrolled over."""
+def _accumulate(sch, conv, tile_at, is_dense: bool, lanes: int, together: int) -> None:
+    """Reduce at ``tile_at``: ``lanes`` channels of each pixel are staged at once, then unrolled over, ``together`` times."""
     sch.compute_at(conv, tile_at, preserve_unit_loops=True)
     loops = sch.get_loops(conv)
     spatial, reduction = (loops[-4:-1], loops[-1:]) if is_dense else (loops[-8:-3], loops[-3:])
-    group, channel = sch.split(reduction[-1], [None, lanes])
-    sch.reorder(*reduction[:-1], group, channel, *spatial)
+    group, step, channel = sch.split(reduction[-1], [None, together, lanes])
+    sch.reorder(*reduction[:-1], group, step, channel, *spatial)
     sch.vectorize(spatial[-1])
-    unroll(sch, [channel, *spatial[:-1]])
+    unroll(sch, [step, channel, *spatial[:-1]])
     first = reduction[0] if len(reduction) > 1 else group
     sch.decompose_reduction(conv, first)
-    _stage(sch, sch.get_sblock("C_update"), group, 2 if is_dense else 4)
+    _stage(sch, sch.get_sblock("C_update"), step, 2 if is_dense else 4)
     # the last group of a width that lanes do not divide becomes code of its own, the loop keeps no condition
     sch.annotate(group, TAIL_APART, True)
 
 
-def _stage(sch, update, group, rank: int) -> None:
-    """Copy the pixels' next channels at ``group``, a vector each; ``rank`` is the input's."""
+def _stage(sch, update, step, rank: int) -> None:
+    """Copy the pixels' next channels at ``step``, a vector each; ``rank`` is the input's."""
     # scope "global": TVM puts a small buffer of that scope on the stack, where LLVM makes registers of it
     staged = sch.cache_read(update, 1, "global")
-    sch.compute_at(staged, group, preserve_unit_loops=True)
+    sch.compute_at(staged, step, preserve_unit_loops=True)
     *outer, vector = sch.get_loops(staged)[-rank:]
     sch.vectorize(vector)
     unroll(sch, outer)
