@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from hwprune.library import FACTS_FORMAT
+from hwprune.workload import DTYPE_BYTES
 
 #: Address spaces of an argument, as ``program.c`` numbers them; for inputs and outputs the offset is the index.
 WORKSPACE, WEIGHTS, INPUT, OUTPUT = range(4)
@@ -16,6 +17,7 @@ class Argument:
     space: int
     offset: int
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each."""
+    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each, float32."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -45,7 +47,7 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
     for call in calls:
         steps.append(f"{{{symbols[call.symbol]}, {len(arguments)}, {len(call.arguments)}}}")
         for a in call.arguments:
-            arguments.append(f"{{{a.space}, {len(a.shape)}, {len(shapes)}, {a.offset}}}")
+            arguments.append(f"{{{a.space}, {len(a.shape)}, {8 * DTYPE_BYTES[a.dtype]}, {len(shapes)}, {a.offset}}}")
             shapes.extend(a.shape)
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),

@@ -7,17 +7,18 @@ kernel's rows, and the columns at the left and right border have code of their o
 
 from __future__ import annotations
 
+import math
 from typing import Iterator, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import expression
+from hwprune.kernels.compute import FLOAT16_TERMS, expression
 from hwprune.kernels.loops import Runs, function, registers, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import DTYPE_BYTES, Workload
 
 name = "depthwise"
 
@@ -39,6 +40,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     channels, source = workload.inputs[anchor.args[1]].shape[2], workload.inputs[anchor.args[0]].shape
     if source[3] != channels or channels % profile.lanes or len(workload.output.shape) != 4:
         return None
+    if workload.dtype == "float16" and math.prod(workload.inputs[anchor.args[1]].shape[:2]) > FLOAT16_TERMS:
+        return None  # the sum is one of float32
     offered = []
     for wt, cov in _tiles(workload, profile):
         for split in ("rows", "channels"):
@@ -82,10 +85,11 @@ def _cost(workload: Workload, profile: TargetProfile, wt: int, cov: int, split: 
     cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
     units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units
-    image = 4 * oh * ow * stride**2 * profile.lanes * cov
+    item = DTYPE_BYTES[workload.dtype]
+    image = item * oh * ow * stride**2 * profile.lanes * cov
     if order == "cy" and image * vectors > memory.l2_bytes / 2:
         cycles *= 1.1  # a vector here and there of memory that is far
-    if order == "yc" and 4 * kh * ow * stride * channels > memory.l1d_bytes:
+    if order == "yc" and item * kh * ow * stride * channels > memory.l1d_bytes:
         cycles *= 1.1
     return cycles
 
@@ -155,7 +159,7 @@ class _Builder:
 
     def _tile(self, batch, row, column, channel, size: int, inside: bool = False) -> None:
         taps = list(self._taps(column, size, inside))
-        acc = registers(size, self.cov, self.lanes)
+        acc = registers(size, self.cov, self.lanes, self.workload.dtype)
         lanes = tirx.Ramp(0, 1, self.lanes)
         (sy, sx), (ey, _) = self.stride, self.dilation
         start = row * sy - self.top

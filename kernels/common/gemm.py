@@ -36,7 +36,7 @@ _LIGHT = 8
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if anchor is None or anchor.op not in ("dense", "conv2d"):
+    if anchor is None or anchor.op not in ("dense", "conv2d") or workload.dtype != "float32":
         return None
     if anchor.op == "dense" and workload.output.shape[0] < 2:
         return None

@@ -15,7 +15,7 @@
 
 typedef int32_t (*kernel_t)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 typedef struct {
-  uint8_t space, rank;
+  uint8_t space, rank, bits;
   uint32_t shape;
   uint64_t offset;
 } argument_t;
@@ -62,7 +62,7 @@ static int32_t run_step(const step_t* step, const memory_t* m) {
   TVMFFIAny values[MOST_ARGUMENTS], result;
   const argument_t* a = &ARGUMENTS[step->first];
   for (uint32_t i = 0; i < step->count; ++i, ++a) {
-    tensors[i] = (DLTensor){.data = address(a, m), .device = {kDLCPU, 0}, .ndim = a->rank, .dtype = {kDLFloat, 32, 1},
+    tensors[i] = (DLTensor){.data = address(a, m), .device = {kDLCPU, 0}, .ndim = a->rank, .dtype = {kDLFloat, a->bits, 1},
                             .shape = (int64_t*)&SHAPES[a->shape]};
     values[i] = (TVMFFIAny){.type_index = kTVMFFIDLTensorPtr, .v_ptr = &tensors[i]};
   }
