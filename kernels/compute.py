@@ -90,8 +90,8 @@ def _reader(item: te.Tensor | tirx.Buffer, dtype: str) -> Expr:
 
 # --- types ------------------------------------------------------------------------------------------------------
 
-#: Terms of a sum that float16 adds up by itself; of a longer one the parts go into a sum in float32. The rounding errors of a
-#: sum grow with its length; at 256 terms they are about as large as what storing the result rounds off.
+#: Terms of a sum of products that is one of float16; longer ones are of float32, where a rule has no better way. The error grows
+#: with the root of the terms: at 256 it is eleven times what storing the result rounds off.
 FLOAT16_TERMS = 256
 _LARGEST_FLOAT16 = 65504.0
 

@@ -105,7 +105,7 @@ def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: 
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
         cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
-    units = Runs(g.blocks, cov).count if split == "columns" else units(g, ht, wt)
+    units = Runs(g.blocks, cov).count if split == "columns" else row_units(g, ht, wt)
     share = -(-units // threads) / units
     if split == "rows":  # all threads fetch all weights
         share += 0.03
@@ -121,7 +121,7 @@ def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
     return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / 2)
 
 
-def units(g: Pixels, ht: int, wt: int) -> int:
+def row_units(g: Pixels, ht: int, wt: int) -> int:
     """Tiles, or rows of them, that the threads share."""
     if g.flat or (g.n == 1 and g.oh == 1):
         return Runs(g.ow, wt).count
