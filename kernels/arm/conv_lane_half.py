@@ -30,8 +30,9 @@ name = "conv_lane_half"
 _HALF = "float16"
 #: Terms of a piece: the square root of a long reduction, where both sums are equally long.
 _PIECE_TERMS = 64
-#: Registers whose lanes a multiply-add of float16 can take: the instruction has four bits for their number.
-_WITH_LANES = 16
+#: Registers that a tile leaves free. The multiply-add of float16 takes lanes of the lower sixteen only, so that pixels have to lie
+#: there: with fewer to spare, LLVM moves them through the stack.
+_SPARE = 6
 #: Cycles that a load beside multiply-adds is thought to cost: of equal tiles, the one with fewer loads comes first.
 _LOAD_WEIGHT = 0.05
 #: Vector instructions that add a piece to the sum of those before it, which is not in registers.
@@ -58,10 +59,10 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 
 def _tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
-    """Register tiles (rows, columns, vectors): accumulators, a vector of each pixel, the weights of a step and two of the next."""
+    """Register tiles (rows, columns, vectors): accumulators, a vector of each pixel, the weights of a step and one of the next."""
     found = set()
     for cov in range(1, min(g.blocks, 8) + 1):
-        most = min((profile.core.vector_registers - cov - 2) // (cov + 1), _WITH_LANES)
+        most = (profile.core.vector_registers - _SPARE - cov - 1) // (cov + 1)
         for wt in range(1, min(most, g.ow) + 1):
             wt = Runs(g.ow, wt).largest
             ht = min(most // wt, g.oh)
