@@ -259,8 +259,8 @@ class TargetProfile(_Frozen):
 
     def _is_default(self, figure: str) -> bool:
         table, _, key = figure.partition(".")
-        # `in_order = false` and no L3 are the absence of something; nobody publishes that.
-        return bool(key) and (key not in getattr(self, table).model_fields_set or not getattr(getattr(self, table), key))
+        # `in_order = false`, no L3 and exact float32 are the absence of something; nobody publishes that.
+        return bool(key) and (key not in getattr(self, table).model_fields_set or getattr(getattr(self, table), key) in (False, 0, None, "fp32"))
 
     @property
     def dtype(self) -> str:
