@@ -5,8 +5,8 @@
 Peak and bandwidths are measured by hwprune-probe, before, between and after the networks, the best of them counts. Networks are
 timed in rounds: every kernel within the network, and
 by itself over and over (its operands then in the nearest cache that holds them). What is attainable is a roofline: the longer
-of the multiplications that are really done at the peak of all threads, and the bytes that must move, each once, at the read
-bandwidth of the level that they come from. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
+of the multiplications that are really done at the peak of all threads, and the bytes that must move, each once, at the bandwidth
+of the level that they come from or go to. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from hwprune.graph import trace
 from hwprune.kernels import kernel_inputs
 from hwprune.kernels.schedule import Config
 from hwprune.measure import probe_program
-from hwprune.measure.probe_results import ProbeResults, calmest
+from hwprune.measure.probe_results import Bandwidth, ProbeResults, calmest
 from hwprune.target import TargetProfile
 from hwprune.workload import TensorSpec, Workload
 
 NETWORKS = ("resnet50", "mobilenet_v2")
 HEADER = (
     "network", "call", "kernel", "rule", "in network us", "alone us", "share", "direct GFLOP/s", "GFLOP/s", "of peak", "weights kB",
-    "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "attainable us", "of attainable",
+    "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "attainable us", "of attainable", "lanes in use",
 )  # fmt: skip
 SUMMARY = ("network", "kernels", "calls", "us", "share", "attainable us", "of attainable", "of peak")
 
@@ -48,24 +48,32 @@ _QUANTILE = 0.25
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of it: operations a microsecond, and bytes a microsecond by level, on all threads."""
+    """What was measured of it: operations a microsecond, and by level what is read and written a microsecond, on all threads."""
 
     flops_per_us: float
-    bytes_per_us: dict[str, float]
+    read_per_us: dict[str, float]
+    written_per_us: dict[str, float]
     profile: TargetProfile
 
     @staticmethod
     def of(results: ProbeResults, profile: TargetProfile) -> "Machine":
-        reach = {level: getattr(results.read_gb_per_s, level) for level in ("l1", "l2", "l3", "dram")}
-        rates = {level: r.all_threads.best * 1e3 for level, r in reach.items() if r is not None and r.all_threads is not None}
-        return Machine(results.peak_gflops.all_threads.best * 1e3, rates, profile)
+        read, copied = (_rates(bandwidth) for bandwidth in (results.read_gb_per_s, results.copy_gb_per_s))
+        # a copy reads one half of its bytes and writes the other: what remains of its time is the writing's
+        written = {level: 1 / max(2 / rate - 1 / read[level], 1 / read[level]) for level, rate in copied.items() if level in read}
+        return Machine(results.peak_gflops.all_threads.best * 1e3, read, read | written, profile)
 
     def level_of(self, size_bytes: float) -> str:
         """The nearest level of memory behind L1 that holds so much."""
         memory = self.profile.memory
         if size_bytes <= self.profile.threads * memory.l2_bytes:
             return "l2"
-        return "l3" if size_bytes <= memory.l3_bytes and "l3" in self.bytes_per_us else "dram"
+        return "l3" if size_bytes <= memory.l3_bytes and "l3" in self.read_per_us else "dram"
+
+
+def _rates(bandwidth: Bandwidth) -> dict[str, float]:
+    """Bytes a microsecond by level."""
+    reach = {level: getattr(bandwidth, level) for level in ("l1", "l2", "l3", "dram")}
+    return {level: r.all_threads.best * 1e3 for level, r in reach.items() if r is not None and r.all_threads is not None}
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Kernel:
     activations_from: str
     compute_us: float
     memory_us: float
+    lanes_in_use: float
 
     @property
     def attainable_us(self) -> float:
@@ -123,7 +132,7 @@ class Kernel:
             f"{self.us / total_us:.1%}", f"{direct:.0f}", f"{multiplied:.0f}", f"{self.compute_us / self.us:.0%}",
             f"{self.weights / 1e3:.0f}", self.weights_from, f"{self.activations / 1e3:.0f}", self.activations_from, f"{rate:.1f}",
             f"{self.memory_us / self.us:.0%}", f"{2 * self.multiplied / moved:.1f}", self.bound, f"{self.attainable_us:.1f}",
-            f"{self.fraction:.0%}",
+            f"{self.fraction:.0%}", f"{self.lanes_in_use:.0%}",
         )  # fmt: skip
 
 
@@ -174,10 +183,12 @@ def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
         # What the kernel before wrote is near if it fits there beside what streams through.
         activations_from = machine.level_of(activations + weights)
         multiplied = _multiplied(workload, config)
-        memory_us = weights / machine.bytes_per_us[weights_from] + activations / machine.bytes_per_us[activations_from]
+        read, written = activations - workload.output.size_bytes, workload.output.size_bytes
+        memory_us = weights / machine.read_per_us[weights_from] + read / machine.read_per_us[activations_from]
+        memory_us += written / machine.written_per_us[activations_from]
         kernels.append(
             Kernel(timing.network, call, workload, config, us, alone_us, multiplied, weights, activations, weights_from,
-                   activations_from, 2 * multiplied / machine.flops_per_us, memory_us)
+                   activations_from, 2 * multiplied / machine.flops_per_us, memory_us, _lanes_in_use(workload))
         )  # fmt: skip
     return kernels
 
@@ -212,12 +223,22 @@ def _multiplied(workload: Workload, config: Config) -> float:
     return workload.macs * tiles * (m + 2) ** 2 / (9 * height * width)
 
 
+def _lanes_in_use(workload: Workload) -> float:
+    """Of the lanes of a convolution's or product's result vectors: what is not the padding of channels to whole vectors."""
+    anchor = workload.anchor
+    if anchor is None or anchor.op not in ("conv2d", "dense"):
+        return 1.0
+    pixels = math.prod(anchor["out"]) if anchor.op == "conv2d" else workload.output.shape[0]
+    return workload.macs / (pixels * math.prod(workload.inputs[anchor.args[1]].shape))
+
+
 def _shape(workload: Workload) -> str:
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("conv2d", "depthwise"):
         return "x".join(map(str, workload.output.shape))
     stride = f" /{anchor['stride'][0]}" if anchor["stride"] != (1, 1) else ""
-    place = f"{workload.output.shape[-1]} at {'x'.join(map(str, anchor.get('out', workload.output.shape[:3])[1:]))}{stride}"
+    channels = round(workload.output.shape[-1] * _lanes_in_use(workload))
+    place = f"{channels} at {'x'.join(map(str, anchor.get('out', workload.output.shape[:3])[1:]))}{stride}"
     return f"{workload.inputs[anchor.args[1]].shape[3]}>{place}" if anchor.op == "conv2d" else place
 
 
@@ -241,18 +262,19 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
     rows = [k.row(totals[k.network]) for k in kernels]
     lost = sorted(kernels, key=lambda k: k.attainable_us - k.us)[:15]
     peak = results.peak_gflops
-    read_rates = results.read_gb_per_s
+    rates = (("read", results.read_gb_per_s), ("copy", results.copy_gb_per_s))
     facts = [("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads))] + [
-        (f"read {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
-        for level in ("l1", "l2", "l3", "dram") if (reach := getattr(read_rates, level)) is not None
+        (f"{what} {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
+        for what, bandwidth in rates for level in ("l1", "l2", "l3", "dram") if (reach := getattr(bandwidth, level)) is not None
     ]  # fmt: skip
     picture = report.RESULTS / "kernels.svg"
     plots.layers([(name, [k for k in kernels if k.network == name]) for name in totals], picture)
     notes = [
         "in network: lower quartile over rounds of each kernel's time within runs of the whole network; alone: the same kernel run "
         "over and over. direct GFLOP/s counts the multiplications of a direct convolution, GFLOP/s those that Winograd kernels really do.",
-        "attainable: the longer of multiplications at the measured peak and bytes at the measured read bandwidths, each byte moved "
-        "once. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
+        "attainable: the longer of multiplications at the measured peak and bytes at the measured bandwidths, each byte moved "
+        "once; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
+        "whose products are not counted. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
         "operands. of bandwidth: memory time over time taken.",
         "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "
         "clock was higher, or neighbours on the machine took less of its memory's bandwidth, than while the probe ran.",

@@ -19,10 +19,11 @@ from torch import nn
 
 from hwprune.budget import parse_bytes, parse_latency
 from hwprune.compile.lower import Network, lower
+from hwprune.compile.parts import lower_batch, trace_in_parts
 from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.devices import bundle, import_results, measure_on_boards
-from hwprune.errors import UsageError
-from hwprune.graph import ChannelGraph, analyze, trace
+from hwprune.errors import TargetError, UsageError
+from hwprune.graph import ChannelGraph, Traced, analyze, trace
 from hwprune.inspection import price, report
 from hwprune.plan import Figure, GroupChoice, Predicted, PruningPlan
 from hwprune.progress import SILENT, Progress
@@ -111,18 +112,18 @@ def search(
         folder.check_writable(force)
     clock = Stopwatch(progress)
     with clock.step("trace", "tracing the network"):
-        traced = trace(model, example_input)
+        network = lower_batch(model, example_input, profile)
+        traced, parts = network.traced, network.parts
         graph = analyze(traced, freeze)
-        network = lower(traced, profile)
     with clock.step("importance", f"importance ({criterion.name})"):
         scores = criterion.score(graph, _scoring_batches(data, seed), seed=seed)
     with clock.step("search"), Costing(profile, store, progress, weights_bytes=network.weight_bytes(), exact=exact) as cost:
         learner = cost if cost.learns else None
-        view = NetworkView(network, graph, lambda smaller: lower(smaller, profile))
+        view = NetworkView(network, graph, lambda smaller: lower(smaller, profile, parts))
 
         def lowered(widths: Mapping[str, int]) -> Network:
             kept = {g: top_units(scores[g], k) for g, k in widths.items()}
-            return lower(trace(prune(model, graph, kept)[0], example_input), profile)
+            return lower(trace(prune(model, graph, kept)[0], traced.example_inputs), profile, parts)
 
         outcome = Search(view, scores, cost.model, settings, learner, lowered, cost.prior, progress).run()
     plan = _plan(graph, scores, outcome, target, model_spec, example_input, criterion.name, strategy)
@@ -295,8 +296,8 @@ def _measurable(
     """A network's view, and a cost model that can measure its kernels here."""
     profile = load_target(target, threads)
     check_runs_here(profile, "nothing can be measured here; pack the kernels for a device with --bundle")
-    traced = trace(model, example_input)
-    view = NetworkView(lower(traced, profile), analyze(traced, freeze))
+    network = lower_batch(model, example_input, profile)
+    view = NetworkView(network, analyze(network.traced, freeze))
     with Costing(profile, store, progress, weights_bytes=view.network.weight_bytes()) as cost:
         yield view, cost
 
@@ -320,9 +321,19 @@ def inspect(
     Nothing is measured. Latencies are measured ones where the store has them, and the cost model's elsewhere. For a
     network that cannot be lowered to kernels, ``InspectReport.missing`` says why there are neither MACs nor latencies.
     """
-    graph = analyze(trace(model, example_input), freeze)
-    work = price(graph, target, threads, store, progress)
+    traced, parts = _traced(model, example_input, target, threads)
+    graph = analyze(traced, freeze)
+    work = price(graph, target, threads, store, progress, parts)
     return report(graph, work, model_spec, tuple(example_input.shape))
+
+
+def _traced(model: nn.Module, example_input: torch.Tensor, target: str, threads: int | None) -> tuple[Traced, int]:
+    """As ``trace_in_parts``; whole where there is no such target."""
+    try:
+        profile = load_target(target, threads)
+    except TargetError:
+        return trace(model, example_input), 1
+    return trace_in_parts(model, example_input, profile)
 
 
 def _settings(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Sequence
 import torch
 from torch import nn
 
-from hwprune.compile.lower import lower
+from hwprune.compile.parts import lower_batch
 from hwprune.cost.analytic_gpu import analytic_model
 from hwprune.costing import load_target
-from hwprune.graph import analyze, trace
+from hwprune.graph import analyze
 from hwprune.measuring import distinct, uniform_networks
 from hwprune.progress import SILENT, Progress
 from hwprune.results import BundleReport
@@ -149,9 +149,9 @@ def _measured_kernels(
     model: nn.Module, example_input: torch.Tensor, profile: TargetProfile, freeze: Sequence[str]
 ) -> tuple[NetworkView, list[Workload]]:
     """The network, and its kernels when it is uniformly narrowed to widths that a search may choose."""
-    traced = trace(model, example_input)
-    graph = analyze(traced, freeze)
-    view = NetworkView(lower(traced, profile), graph)
+    network = lower_batch(model, example_input, profile)
+    graph = analyze(network.traced, freeze)
+    view = NetworkView(network, graph)
     full = {g.id: g.width for g in graph.groups}
     widths = candidate_widths(view, full, analytic_model(profile))
     return view, distinct([w for chosen in uniform_networks(widths) for w in view.workloads(chosen)])

@@ -86,11 +86,11 @@ def report(graph: ChannelGraph, work: Work, model: str, input_shape: Sequence[in
 
 
 def price(
-    graph: ChannelGraph, target: str, threads: int | None, store: str | Path | None, progress: Progress
+    graph: ChannelGraph, target: str, threads: int | None, store: str | Path | None, progress: Progress, parts: int = 1
 ) -> Work:
     """The work of ``graph``'s network on ``target``; ``missing`` says what stands in the way, if anything does.
 
-    Raises TargetError and StoreError for a target and a store that the user named. Nobody asked for the defaults: where
+    parts : in which a batch runs, each as ``graph`` has it. Raises TargetError and StoreError for a target and a store that the user named. Nobody asked for the defaults: where
     they fail, only figures are missing.
     """
     try:
@@ -100,7 +100,7 @@ def price(
             raise
         return Work(target, missing=str(err))
     try:
-        view = NetworkView(lower(graph.traced, profile), graph)
+        view = NetworkView(lower(graph.traced, profile, parts), graph)
     except CompileError as err:
         return Work(profile.name, missing=str(err))
     workloads = view.workloads({})

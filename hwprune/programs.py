@@ -11,12 +11,11 @@ from torch import nn
 
 from hwprune import runtime
 from hwprune.compile.artifact import amend_manifest, build_artifact
-from hwprune.compile.lower import lower
+from hwprune.compile.parts import lower_batch
 from hwprune.compile.verify import TOLERANCE, output_error
 from hwprune.costing import Costing, check_runs_here, load_target
 from hwprune.engines import engine_timer
 from hwprune.errors import UsageError
-from hwprune.graph import trace
 from hwprune.plan import Figure
 from hwprune.progress import SILENT, Progress
 from hwprune.target import TargetProfile
@@ -46,7 +45,7 @@ def compile_to(
 
     exact, weights_bytes : see ``Measurer``; bytes of the network for which kernels were measured before, if that is another one.
     """
-    network = lower(trace(model, example), profile)
+    network = lower_batch(model, example, profile)
     with Costing(profile, store, progress, weights_bytes=weights_bytes or network.weight_bytes(), exact=exact) as cost:
         def built() -> Path:
             with progress.task(f"compiling for {profile.name}"):
@@ -73,7 +72,7 @@ def compile_to(
 
 
 def _far_off(error: float, dtype: str, exact: bool) -> str:
-    mend = "each kernel computes its workload, so the network itself magnifies rounding"
+    mend = "each kernel that can be checked computes its workload, so the network itself magnifies rounding"
     if dtype == "float16":
         mend += "; a profile with `core.precision` = 'fp32' computes in float32"
     elif not exact:

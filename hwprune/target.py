@@ -61,6 +61,7 @@ class Core(_Frozen):
     vector_registers: int = Field(gt=0)
     fma_per_cycle: float = Field(gt=0, description="vector fused multiply-adds started per cycle")
     fma_latency_cycles: int = Field(default=4, gt=0)
+    loads_per_cycle: float = Field(default=2, gt=0, description="started per cycle, of whole vectors or of numbers for all lanes")
     frequency_mhz: float = Field(gt=0)
     in_order: bool = False
     lane_broadcast: bool = Field(
@@ -84,6 +85,7 @@ class Memory(_Frozen):
     l3_bytes: int = Field(default=0, ge=0)
     dram_gb_per_s: float = Field(gt=0, description="all cores together")
     l2_gb_per_s: float = Field(gt=0, description="per core")
+    line_bytes: int = Field(default=64, gt=0, description="of the caches: what moves at once")
     l1_gb_per_s: float | None = Field(default=None, gt=0, description="per core")
     l3_gb_per_s: float | None = Field(default=None, gt=0, description="all cores together")
 
@@ -302,7 +304,9 @@ class TargetProfile(_Frozen):
         unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
         unread["core"] |= {"precision"} if self.core.precision == "fp32" else set()
+        unread["core"] |= {"loads_per_cycle"} if self.core.loads_per_cycle == 2 else set()
         unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
+        unread["memory"] |= {"line_bytes"} if self.memory.line_bytes == 64 else set()
         text = self.model_dump_json(exclude=unread)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

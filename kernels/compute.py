@@ -45,6 +45,11 @@ def compute(workload: Workload, anchors: Mapping[str, Callable] | None = None) -
     return Computation(inputs, output)
 
 
+def has_plain_loops(workload: Workload) -> bool:
+    """Whether ``compute`` has expressions for the anchor of ``workload``; others are written as loops by their rule only."""
+    return workload.anchor is None or workload.anchor.op in ANCHOR_RULES
+
+
 def _anchor(call: OpCall, values: Sequence[Value], workload: Workload, others: Mapping[str, Callable]) -> Value:
     rule = others.get(call.op) or ANCHOR_RULES.get(call.op)
     if rule is None:
@@ -93,7 +98,7 @@ def _reader(item: te.Tensor | tirx.Buffer, dtype: str) -> Expr:
 #: Terms of a sum of products that is one of float16; longer ones are of float32, where a rule has no better way. The error grows
 #: with the root of the terms: at 256 it is eleven times what storing the result rounds off.
 FLOAT16_TERMS = 256
-_LARGEST_FLOAT16 = 65504.0
+LOWEST_FLOAT16 = -65504.0
 
 
 def dtype_of(x: tirx.Expr) -> str:
@@ -120,7 +125,7 @@ def _in_single(function: Callable) -> Callable:
 def _const(x: tirx.Expr, value: float) -> tirx.Expr:
     dtype = dtype_of(x)
     if dtype.startswith("float16"):  # bounds may be beyond it: clamps, and what is less than any value
-        value = max(-_LARGEST_FLOAT16, min(value, _LARGEST_FLOAT16))
+        value = max(LOWEST_FLOAT16, min(value, -LOWEST_FLOAT16))
     return tirx.const(value, dtype)
 
 
@@ -149,6 +154,27 @@ def exponential(x):
 
 def _sigmoid(x):
     return _const(x, 1.0) / (_const(x, 1.0) + exponential(-x))
+
+
+def _silu(x):
+    """x sigmoid(x), with sigmoid(x) - 1/2 as an odd quotient of polynomials: half the instructions of one with an exponential.
+
+    Absolute error of the sigmoid below 9e-8 and rounding; it is not relative to the sigmoid's own size where x < 0. Weighted least squares, reweighted until the
+    error is even over 0 <= x <= 16.6 (Loeb's algorithm; Barrodale and Mason, 1970).
+    """
+    x = tirx.max(x, _const(x, -16.6))  # below, the sigmoid is that of -16.6, and x not larger
+    clamped = tirx.min(x, _const(x, 16.6))
+    square = clamped * clamped
+
+    def polynomial(first, *rest):
+        value = _const(x, first)
+        for c in rest:
+            value = value * square + _const(x, c)
+        return value
+
+    above = polynomial(4.2968427038658774e-08, 4.5462158595910296e-05, 0.00805384386330843, 0.2499997913837433)
+    below = polynomial(9.085180940893167e-10, 3.6395063034433406e-06, 0.001477715210057795, 0.11554793268442154, 1.0)
+    return x * (clamped * above / below + _const(x, 0.5))
 
 
 def _erf(x):
@@ -189,7 +215,7 @@ ELEMENTWISE: dict[str, Callable] = {
     "leaky_relu": lambda c, a: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * _const(a, c["slope"]),
     "prelu": lambda c, a, w: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * w,
     "sigmoid": lambda c, a: _in_single(_sigmoid)(a),
-    "silu": lambda c, a: _in_single(lambda x: x * _sigmoid(x))(a),
+    "silu": lambda c, a: _in_single(_silu)(a),
     "tanh": lambda c, a: _in_single(lambda x: _const(x, 2.0) * _sigmoid(x * _const(x, 2.0)) - _const(x, 1.0))(a),
     "exp": lambda c, a: _in_single(exponential)(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
@@ -464,27 +490,34 @@ def _pool2d(call: OpCall, values, workload: Workload):
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
     is_max = call["kind"] == "max"
 
+    is_max = call["kind"] == "max"
+
     def reduced(b, y, x, c):
         value = padded[b, y * sy + ry * dy, x * sx + rx * dx, c]
         return te.max(value, axis=[ry, rx]) if is_max else te.sum(_single(value), axis=[ry, rx])
 
     acc = te.compute((n, oh, ow, channels), reduced, name="C")
-    if is_max:
-        return (lambda *i: acc(*i)), (n, oh, ow, channels)
+    finished = pooled(call, (shape[1], shape[2]))
+    return (lambda b, y, x, c: as_type(finished(acc[b, y, x, c], y, x), workload.dtype)), (n, oh, ow, channels)
+
+
+def pooled(call: OpCall, size: tuple[int, int]) -> Callable[[tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]:
+    """What a pool over an input of ``size`` makes of the maximum or sum (in float32) of its window at row y and column x."""
+    if call["kind"] == "max":
+        return lambda value, y, x: value
     if call["divide"] == "all":
-        scale = _const(acc, 1.0 / call["divisor"])
-        return (lambda *i: as_type(acc(*i) * scale, workload.dtype)), (n, oh, ow, channels)
-    top, left, _, _ = call["padding"]
+        return lambda value, y, x: value * _const(value, 1.0 / call["divisor"])
+    (kh, kw), (sy, sx), (top, left, _, _) = call["kernel"], call["stride"], call["padding"]
 
-    def covered(at, stride, before, kernel, size):
+    def covered(at, stride, before, kernel, extent):
         start = at * stride - before
-        return tirx.min(start + kernel, size) - tirx.max(start, 0)
+        return tirx.min(start + kernel, extent) - tirx.max(start, 0)
 
-    def average(b, y, x, c):
-        count = covered(y, sy, top, kh, shape[1]) * covered(x, sx, left, kw, shape[2])
-        return as_type(acc[b, y, x, c] / tirx.Cast("float32", count), workload.dtype)
+    def average(value, y, x):
+        count = covered(y, sy, top, kh, size[0]) * covered(x, sx, left, kw, size[1])
+        return value / tirx.Cast("float32", count)
 
-    return average, (n, oh, ow, channels)
+    return average
 
 
 def _global_pool(call: OpCall, values, workload: Workload):

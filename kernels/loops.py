@@ -51,12 +51,12 @@ def scratch(shape: Sequence[int], dtype: str = FLOAT):
 Registers = Mapping[tuple[int, int], tirx.Buffer]
 
 
-def registers(rows: int, vectors: int, lanes: int, dtype: str = FLOAT) -> Registers:
-    """Accumulators of a tile, zero: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
+def registers(rows: int, vectors: int, lanes: int, start: float = 0.0, dtype: str = FLOAT) -> Registers:
+    """Accumulators of a tile, ``start``: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
     LLVM takes it into a register whatever else happens in the loop."""
     found = {(i, j): scratch((lanes,), dtype) for i in range(rows) for j in range(vectors)}
     for register in found.values():
-        T.buffer_store(register, tirx.Broadcast(constant(0.0, dtype), lanes), [tirx.Ramp(0, 1, lanes)])
+        T.buffer_store(register, tirx.Broadcast(constant(start, dtype), lanes), [tirx.Ramp(0, 1, lanes)])
     return found
 
 
@@ -78,13 +78,14 @@ class Ahead:
     of its reduction.
 
     buffer : constants, one panel after the other. width : of a panel, in elements for each of ``steps`` steps.
-    tiles : that pass over a panel.
+    tiles : that pass over a panel. line_bytes : of the caches.
     """
 
     buffer: tirx.Buffer
     width: int
     steps: int
     tiles: int
+    line_bytes: int
 
     def fetch(self, following, number, step, level: int) -> None:
         """Fetch what tile ``number`` has to at ``step``, of the panel that begins with element ``following``.
@@ -92,7 +93,7 @@ class Ahead:
         level : of the cache, see ``fetch_level``. The place may lie outside of the buffer: a prefetch never fails.
         """
         parts = min(_FETCHING, self.tiles)
-        line = 64 // DTYPE_BYTES[str(self.buffer.dtype)]
+        line = self.line_bytes // DTYPE_BYTES[str(self.buffer.dtype)]
         lines = -(-self.width // (parts * line))
         stride = -(-self.width // (parts * lines))
         start = following + tirx.min(number, parts - 1) * (self.steps * lines * stride)

@@ -152,15 +152,13 @@ def _plan(emitted: list[Emitted], chosen: Mapping[str, Config], name: KernelName
 
 
 def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config], layout: _Layout, memory: MemoryPlan) -> list[KernelCall]:
-    inputs = {name: i for i, name in enumerate(network.inputs)}
-    outputs = {name: i for i, name in enumerate(network.outputs)}
+    ends, made = network.ends(), {call.name for call in network.calls}
 
     def place(name: str, spec: TensorSpec) -> Argument:
-        if name in inputs:
-            return Argument(INPUT, inputs[name], spec.shape, spec.dtype)
-        if name in outputs:
-            return Argument(OUTPUT, outputs[name], spec.shape, spec.dtype)
-        return Argument(WORKSPACE, memory.offsets[name], spec.shape, spec.dtype)
+        if name not in ends:
+            return Argument(WORKSPACE, memory.offsets[name], spec.shape, spec.dtype)
+        number, part = ends[name]
+        return Argument(OUTPUT if name in made else INPUT, number, spec.shape, spec.dtype, part * spec.size_bytes if part else 0)
 
     result = []
     for call, e in zip(network.calls, emitted):
@@ -174,7 +172,7 @@ def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config
 
 
 def _facts(network: Network, layout: _Layout, memory: MemoryPlan, profile: TargetProfile, shapes: Shapes) -> Facts:
-    inputs, outputs = (tuple(math.prod(shapes(n)) for n in names) for names in (network.inputs, network.output_nodes))
+    inputs, outputs = (tuple(math.prod(network.whole_shape(n, shapes)) for n in names) for names in (network.inputs, network.output_nodes))
     return Facts(inputs, outputs, layout.size, memory.workspace_bytes, profile.host_threads)
 
 
@@ -203,16 +201,16 @@ def parameter_values(network: Network) -> Mapping[str, np.ndarray]:
 def _manifest(network: Network, program: NetworkProgram, profile: TargetProfile, record: dict) -> dict:
     import tvm
 
-    traced = network.traced
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {"hwprune": __version__, "tvm": tvm.__version__, "kernels": KERNELS_VERSION},
         "target": {"name": profile.name, "architecture": profile.architecture, "machine": profile.machine, "digest": profile.digest(),
                    "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.host_threads},
-        "inputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.inputs],
-        "outputs": [{"name": n, "shape": list(traced.shape(n)), "dtype": "float32"} for n in network.output_nodes],
+        "inputs": [{"name": n, "shape": list(network.whole_shape(n)), "dtype": "float32"} for n in network.inputs],
+        "outputs": [{"name": n, "shape": list(network.whole_shape(n)), "dtype": "float32"} for n in network.output_nodes],
         "dtype": network.dtype,
+        "parts": network.parts,
         "workspace_bytes": program.memory.workspace_bytes,
         "peak_memory_bytes": program.memory.peak_bytes,
         "weights_bytes": program.layout.size,

@@ -14,10 +14,13 @@ WORKSPACE, WEIGHTS, INPUT, OUTPUT = range(4)
 
 @dataclass(frozen=True)
 class Argument:
+    """at : bytes from the start of an input or output, of which a batch in parts has one after the other."""
+
     space: int
     offset: int
     shape: tuple[int, ...]
     dtype: str = "float32"
+    at: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,18 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each, float32."""
+    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each, float32.
+
+    alone : the steps are kernels, each timed by itself over the inputs: before every run the threads write its first one anew, as
+        a kernel before would have.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     weights_bytes: int
     workspace_bytes: int
     threads: int
+    alone: bool = False
 
 
 def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
@@ -47,11 +55,11 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
     for call in calls:
         steps.append(f"{{{symbols[call.symbol]}, {len(arguments)}, {len(call.arguments)}}}")
         for a in call.arguments:
-            arguments.append(f"{{{a.space}, {len(a.shape)}, {8 * DTYPE_BYTES[a.dtype]}, {len(shapes)}, {a.offset}}}")
+            arguments.append(f"{{{a.space}, {len(a.shape)}, {8 * DTYPE_BYTES[a.dtype]}, {len(shapes)}, {a.offset}, {a.at}}}")
             shapes.extend(a.shape)
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),
-        f"enum {{ STEP_COUNT = {len(calls)}, MOST_ARGUMENTS = {max(len(c.arguments) for c in calls)} }};",
+        f"enum {{ STEP_COUNT = {len(calls)}, ALONE = {int(facts.alone)}, MOST_ARGUMENTS = {max(len(c.arguments) for c in calls)} }};",
         facts_line(facts, len(calls)),
         c_array("const kernel_t KERNELS", [f"__tvm_ffi_{s}" for s in symbols]),
         c_array("const int64_t SHAPES", shapes),

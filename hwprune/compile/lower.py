@@ -60,6 +60,8 @@ class Network:
     """A lowered network: calls in the order in which they run.
 
     lanes : elements of a vector. dtype : of constants and of what kernels hand to one another.
+    traced : of one part of the batch. parts : how many there are; the calls of one part come after those of the other.
+    outputs : the calls that make them. inputs, output_nodes : of the graph.
     """
 
     traced: Traced
@@ -69,6 +71,17 @@ class Network:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     output_nodes: tuple[str, ...]
+    parts: int = 1
+
+    def ends(self) -> dict[str, tuple[int, int]]:
+        """Of each value that lies outside of the workspace, as calls name it: number of the input or output, and of the part."""
+        return {_of_part(name, k, self.parts): (i, k)
+                for names in (self.inputs, self.outputs) for i, name in enumerate(names) for k in range(self.parts)}  # fmt: skip
+
+    def whole_shape(self, node: str, shapes: Shapes | None = None) -> tuple[int, ...]:
+        """Shape of an input or output of the graph for all parts together."""
+        shape = tuple((shapes or self.traced.shape)(node))
+        return shape if self.parts == 1 else (shape[0] * self.parts, *shape[1:])
 
     def workloads(self, shapes: Shapes | None = None) -> list[Workload]:
         return [call.workload(shapes or self.traced.shape) for call in self.calls]
@@ -79,12 +92,15 @@ class Network:
     def memory(self, shapes: Shapes | None = None) -> MemoryPlan:
         """Where each activation lies; see ``MemoryPlan``."""
         shapes = shapes or self.traced.shape
-        inputs = {name: TensorSpec(tuple(shapes(name))).size_bytes for name in self.inputs}
+        inputs = {
+            _of_part(name, k, self.parts): TensorSpec(tuple(shapes(name))).size_bytes for name in self.inputs for k in range(self.parts)
+        }
+        outputs = [_of_part(name, k, self.parts) for name in self.outputs for k in range(self.parts)]
         steps = [
             Step(call.name, emitted.workload.output.size_bytes, tuple(b for b in emitted.bindings if isinstance(b, str)))
             for call, emitted in zip(self.calls, self.emitted(shapes))
         ]
-        return place(steps, inputs, self.outputs)
+        return place(steps, inputs, outputs)
 
     def weight_bytes(self, shapes: Shapes | None = None) -> int:
         """Bytes of all packed constants, each counted once."""
@@ -99,14 +115,34 @@ class Network:
         return sum(w.macs for w in self.workloads(shapes))
 
 
-def lower(traced: Traced, profile: TargetProfile) -> Network:
+def lower(traced: Traced, profile: TargetProfile, parts: int = 1) -> Network:
     """Fuse ``traced`` for ``profile``.
+
+    parts : of a batch, one after the other, each as large as ``traced`` has it; see ``hwprune.compile.parts``.
 
     Raises
     ------
     UnsupportedOperator : an operator without a kernel; says where the user's code calls it.
     """
-    return _Lowering(traced, profile).run()
+    network = _Lowering(traced, profile).run()
+    if parts == 1:
+        return network
+    calls = tuple(_call_of_part(call, k, parts) for k in range(parts) for call in network.calls)
+    return replace(network, calls=calls, parts=parts)
+
+
+def _of_part(name: str, part: int, parts: int) -> str:
+    """What a value is called in one of several parts of a batch."""
+    return name if parts == 1 else f"{name}#{part}"
+
+
+def _call_of_part(call: Call, part: int, parts: int) -> Call:
+    def emit(shapes: Shapes) -> Emitted:
+        emitted = call.emit(shapes)
+        bound = (_of_part(b, part, parts) if isinstance(b, str) else b for b in emitted.bindings)
+        return Emitted(emitted.workload, tuple(bound))
+
+    return replace(call, name=_of_part(call.name, part, parts), emit=emit)
 
 
 #: Two ways to pad that no width makes equal to another sum of strides: what lies alike under both does so at all widths.

@@ -33,7 +33,7 @@ INTERVAL_FACTOR = 2.0
 VECTOR_OPS: dict[str, float] = {
     "add": 1, "sub": 1, "mul": 1, "div": 4, "maximum": 1, "minimum": 1, "add_scalar": 1, "mul_scalar": 1,
     "rsub_scalar": 1, "relu": 1, "clip": 2, "leaky_relu": 4, "prelu": 4, "neg": 1, "hardsigmoid": 3, "hardswish": 4,
-    "sigmoid": 16, "silu": 17, "tanh": 18, "exp": 10, "gelu": 30, "slice": 1, "pad": 2, "concat": 2,
+    "sigmoid": 16, "silu": 13, "tanh": 18, "exp": 10, "gelu": 30, "slice": 1, "pad": 2, "concat": 2,
 }  # fmt: skip
 
 #: Reductions of a row, for each vector of it: passes over the row.

@@ -56,6 +56,7 @@ class Caches(_Frozen):
     l1d_bytes: int = Field(ge=0)
     l2_bytes: int = Field(ge=0)
     l3_bytes: int = Field(ge=0)
+    line_bytes: int = Field(default=0, ge=0, description="0 where the system does not tell, and in results of older probes")
 
 
 class ProbeResults(_Frozen):
@@ -182,6 +183,10 @@ def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, l
         f"integer adds ran at {results.clock_mhz.best:.0f} MHz",
         **{key: f"{told} {where}" for key in figures if key.endswith("_bytes")},
     }  # fmt: skip
+    if results.caches.line_bytes:
+        source["memory.line_bytes"] = f"told by the system to {where}"
+    for key, value in (("core.loads_per_cycle", base.core.loads_per_cycle), ("memory.line_bytes", base.memory.line_bytes)):
+        source.setdefault(key, f"assumption: {value:g}, as on most processors")
     data: dict[str, Any] = base.model_dump(by_alias=True) | {
         "name": name, "alias_of": None, "cores": results.cores, "threads": results.threads, "source": source,
         "description": f"{results.processor}, {results.threads} threads, probed {on}; instructions and registers of {base.name}",
@@ -207,6 +212,7 @@ def _figures(results: ProbeResults) -> dict[str, float | int]:
         "memory.l1d_bytes": caches.l1d_bytes or None,
         "memory.l2_bytes": max(caches.l2_bytes, caches.l1d_bytes) or None,
         "memory.l3_bytes": caches.l3_bytes if caches.l1d_bytes else None,
+        "memory.line_bytes": caches.line_bytes or None,
         "memory.l1_gb_per_s": _best(read_rates.l1.one_core),
         "memory.l2_gb_per_s": _best((l2 or read_rates.l1).one_core),
         "memory.l3_gb_per_s": _best(l3.all_threads or l3.one_core) if l3 else None,

@@ -59,7 +59,8 @@ def link_kernels(
     sizes = [size for _, size in operands]
     activations = [[float32_elements(t) for t in k.workload.inputs if t.role != "weight"] for k in kernels]
     inputs = tuple(max(column) for column in zip_longest(*activations, fillvalue=0))
-    facts = Facts(inputs, (max(map(float32_elements, results)),), max(sizes), 0, threads if profile.gpu is None else 1)
+    threads = threads if profile.gpu is None else 1
+    facts = Facts(inputs, (max(map(float32_elements, results)),), max(sizes), 0, threads, alone=True)
     link({c.symbol: f for c, f in zip(calls, functions)}, calls, facts, profile, out)
     return sizes
 

@@ -64,6 +64,7 @@ class NetworkView:
         branch = self._branch[index]
         if branch is not None and not all(widths.get(name, 1) for name in (branch.id, *branch.inner)):
             return None
+        index %= len(self.depends) // self.network.parts  # the parts of a batch are alike
         key = (index, *(widths.get(g) for g in self.depends[index]))
         if key not in self._cache:
             self._cache[key] = self.network.calls[index].workload(self.graph.shapes(widths))
@@ -96,12 +97,12 @@ class NetworkView:
         """
         workloads = {call.name: self.workload(i, widths) for i, call in enumerate(self.network.calls)}
         made = {name: aligned(w.output.size_bytes) if w is not None else 0 for name, w in workloads.items()}
-        outside = {*self.network.inputs, *self.network.outputs}
+        outside = self.network.ends()
         live = np.zeros(len(made), dtype=np.int64)
         for name, (first, last) in self._lifetimes.items():
             live[first : last + 1] += made[name]
         shapes = self.graph.shapes(widths)
-        fixed = sum(TensorSpec(tuple(shapes(n))).size_bytes for n in self.network.inputs)
+        fixed = sum(TensorSpec(self.network.whole_shape(n, shapes)).size_bytes for n in self.network.inputs)
         return live + fixed + sum(made[n] for n in outside if n in made)
 
     @cached_property
@@ -110,7 +111,7 @@ class NetworkView:
             Step(call.name, 0, tuple(b for b in emitted.bindings if isinstance(b, str)))
             for call, emitted in zip(self.network.calls, self.network.emitted())
         ]
-        return lifetimes(steps, {*self.network.inputs, *self.network.outputs})
+        return lifetimes(steps, set(self.network.ends()))
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,12 @@ class CallGrid:
 def grids(view: NetworkView, groups: Sequence[str], widths: Sequence[np.ndarray]) -> list[CallGrid]:
     """One grid a call. ``widths``: candidate widths of each of ``groups``, the last of each being the dense one."""
     number = {g: n for n, g in enumerate(groups)}
-    return [
+    parts = view.network.parts
+    of_a_part = [
         _grid(view, call, sorted(number[g] for g in names if g in number), groups, widths)
-        for call, names in enumerate(view.depends)
+        for call, names in enumerate(view.depends[: len(view.depends) // parts])
     ]
+    return of_a_part * parts
 
 
 def _grid(

@@ -126,8 +126,8 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
 class _Builder(gemm.Builder):
     def _tile(self, place: gemm.Place, block, cov: int) -> None:
         g, pieces, count = self.g, _Pieces.of(self.g), len(place.pixels)
-        acc = registers(count, cov, g.lanes, _HALF)
-        total = registers(count, cov, g.lanes, _HALF) if pieces.count > 1 else None
+        acc = registers(count, cov, g.lanes, dtype=_HALF)
+        total = registers(count, cov, g.lanes, dtype=_HALF) if pieces.count > 1 else None
         staged = [scratch((g.lanes,), _HALF) for _ in place.pixels]
 
         def group(dy, dx, first, channels: int) -> None:

@@ -108,7 +108,7 @@ def _tile_cost(tile: tuple[int, int, int], g: Geometry, profile: TargetProfile) 
     fmas = ht * wt * cov
     ports = fmas / core.fma_per_cycle
     latency = core.fma_latency_cycles
-    loads = (ht * wt + cov) / 2 if cov > 1 else (fmas + cov) / 2
+    loads = (ht * wt + cov if cov > 1 else fmas + cov) / core.loads_per_cycle
     return max(ports, latency, loads) / fmas * pixel_waste(g, wt) + 0.05 * cov / fmas
 
 

@@ -1,20 +1,21 @@
-"""Depthwise convolution: each channel by itself.
+"""Depthwise convolution and pooling: each channel by itself.
 
-A tile of pixels of a row x vectors of channels is accumulated in registers. Each input vector of a row is loaded once for
-all results of the tile that it counts in, and nothing is copied: rows outside of the input are left out of the loop over the
-kernel's rows, and the columns at the left and right border have code of their own, which leaves out what lies outside.
+A tile of pixels of a row x vectors of channels is accumulated in registers: products or input values are added up, or the
+largest value is kept. Each input vector of a row is loaded once for all results of the tile that it counts in, and nothing is
+copied: rows outside of the input are left out of the loop over the kernel's rows, and the columns at the left and right border
+have code of their own, which leaves out what lies outside.
 """
 
 from __future__ import annotations
 
-import math
+from functools import cached_property
 from typing import Iterator, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import FLOAT16_TERMS, expression
+from hwprune.kernels.compute import FLOAT16_TERMS, LOWEST_FLOAT16, as_type, expression, pooled
 from hwprune.kernels.loops import Runs, function, registers, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
@@ -33,59 +34,92 @@ _WEIGHTS_IN_FLIGHT = 4
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if anchor is None or anchor.op != "depthwise" or anchor["multiplier"] != 1 or anchor.get("layout", "nhwc") != "nhwc":
+    if anchor is None or anchor.op not in ("depthwise", "pool2d") or anchor.get("layout", "nhwc") != "nhwc":
         return None
     if anchor.args[0] >= len(workload.inputs):  # operators before it would be computed once for each tap
         return None
-    channels, source = workload.inputs[anchor.args[1]].shape[2], workload.inputs[anchor.args[0]].shape
-    if source[3] != channels or channels % profile.lanes or len(workload.output.shape) != 4:
+    g = _Geometry(workload)
+    if not g.fits or g.channels % profile.lanes or len(workload.output.shape) != 4:
         return None
-    if workload.dtype == "float16" and math.prod(workload.inputs[anchor.args[1]].shape[:2]) > FLOAT16_TERMS:
+    if g.weighted and g.sum_dtype == "float16" and g.kh * g.kw > FLOAT16_TERMS:
         return None  # the sum is one of float32
     offered = []
-    for wt, cov in _tiles(workload, profile):
+    for wt, cov in _tiles(g, profile):
         for split in ("rows", "channels"):
             for order in ORDERS:
                 config = Config.make(name, wt=wt, cov=cov, split=split, order=order)
-                offered.append((_cost(workload, profile, wt, cov, split, order), config))
+                offered.append((_cost(g, profile, wt, cov, split, order), config))
     offered.sort(key=lambda item: item[0])
     return [config for _, config in offered]
 
 
-def _tiles(workload: Workload, profile: TargetProfile) -> list[tuple[int, int]]:
+class _Geometry:
+    """Extents of a depthwise convolution or of a pool."""
+
+    def __init__(self, workload: Workload):
+        anchor = workload.anchor
+        assert anchor is not None
+        self.anchor = anchor
+        self.weighted = anchor.op == "depthwise"
+        self.n, self.oh, self.ow, self.channels = workload.output.shape
+        _, self.h, self.w, self.source_channels = workload.inputs[anchor.args[0]].shape
+        self.kh, self.kw = workload.inputs[anchor.args[1]].shape[:2] if self.weighted else anchor["kernel"]
+        self.dtype = workload.dtype
+        self.stride, self.dilation = anchor["stride"], anchor["dilation"]
+        self.top, self.left = anchor["padding"][:2]
+
+    @property
+    def fits(self) -> bool:
+        """Whether each result channel is made of the input channel of its number."""
+        return self.source_channels == self.channels and (not self.weighted or self.anchor["multiplier"] == 1)
+
+    @property
+    def sum_dtype(self) -> str:
+        """Type of the accumulators: means are taken in float32."""
+        return self.dtype if self.weighted or self.anchor["kind"] == "max" else "float32"
+
+    @property
+    def start(self) -> float:
+        """What a result is if nothing inside of the input counts in it."""
+        if self.weighted:
+            return 0.0
+        return max(self.anchor["border"], LOWEST_FLOAT16) if self.sum_dtype == "float16" else self.anchor["border"]
+
+    @cached_property
+    def reach(self) -> int:
+        """Columns of the input between the first and the last tap."""
+        return (self.kw - 1) * self.dilation[1]
+
+
+def _tiles(g: _Geometry, profile: TargetProfile) -> list[tuple[int, int]]:
     """(pixels, vectors) of a register tile: accumulators, and the input and the weights of a row of the kernel."""
-    _, _, ow, channels = workload.output.shape
     registers = profile.core.vector_registers
     return sorted({
-        (Runs(ow, wt).largest, cov)
-        for wt in range(1, min(ow, 14) + 1) for cov in (1, 2, 3)
-        if channels // profile.lanes % cov == 0 and wt * cov + _operands(workload, profile, wt, cov) <= registers
+        (Runs(g.ow, wt).largest, cov)
+        for wt in range(1, min(g.ow, 14) + 1) for cov in (1, 2, 3)
+        if g.channels // profile.lanes % cov == 0 and wt * cov + _operands(g, profile, wt, cov) <= registers
     })  # fmt: skip
 
 
-def _operands(workload: Workload, profile: TargetProfile, wt: int, cov: int) -> int:
+def _operands(g: _Geometry, profile: TargetProfile, wt: int, cov: int) -> int:
     """Registers of a tile beside its accumulators."""
-    anchor = workload.anchor
     if not profile.core.lane_broadcast:
         return 2 * cov + 2
     # cores that multiply by lane take no operand from memory: all pixels that a row of the kernel reaches are in registers
-    _, kw, _ = workload.inputs[anchor.args[1]].shape
-    return (wt - 1) * anchor["stride"][1] + (kw - 1) * anchor["dilation"][1] + 1 + _WEIGHTS_IN_FLIGHT
+    return (wt - 1) * g.stride[1] + g.reach + 1 + _WEIGHTS_IN_FLIGHT
 
 
-def _cost(workload: Workload, profile: TargetProfile, wt: int, cov: int, split: str, order: str) -> float:
+def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, split: str, order: str) -> float:
     """Cycles: multiply-adds, loads, chains of accumulators; and what threads and caches cost."""
-    core, memory, anchor = profile.core, profile.memory, workload.anchor
-    n, oh, ow, channels = workload.output.shape
-    kh, kw, _ = workload.inputs[anchor.args[1]].shape
-    stride, dilation = anchor["stride"][1], anchor["dilation"][1]
+    core, memory = profile.core, profile.memory
+    n, oh, ow, channels, kh, kw, stride = g.n, g.oh, g.ow, g.channels, g.kh, g.kw, g.stride[1]
     vectors, tiles = channels // profile.lanes // cov, Runs(ow, wt)
-    loads = ((wt - 1) * stride + (kw - 1) * dilation + 1 + kw) * cov
-    row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / 2) + 2
+    loads = ((wt - 1) * stride + g.reach + 1 + (kw if g.weighted else 0)) * cov
+    row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / core.loads_per_cycle) + 2
     cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
     units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units
-    item = DTYPE_BYTES[workload.dtype]
+    item = DTYPE_BYTES[g.dtype]
     image = item * oh * ow * stride**2 * profile.lanes * cov
     if order == "cy" and image * vectors > memory.l2_bytes / 2:
         cycles *= 1.1  # a vector here and there of memory that is far
@@ -101,36 +135,44 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
 class _Builder:
     def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
         self.workload, self.config, self.threads, self.lanes = workload, config, profile.threads, profile.lanes
-        anchor = workload.anchor
-        self.n, self.oh, self.ow, channels = workload.output.shape
-        self.kh, self.kw, _ = workload.inputs[anchor.args[1]].shape
-        _, self.h, self.w, _ = workload.inputs[anchor.args[0]].shape
-        self.stride, self.dilation, self.top, self.left = anchor["stride"], anchor["dilation"], *anchor["padding"][:2]
+        self.g = g = _Geometry(workload)
         self.cov = int(config["cov"])
-        if channels % (self.cov * self.lanes):
-            raise Infeasible(f"{config.to_text()}: {channels} channels do not divide into {self.cov} vectors of {self.lanes}")
-        self.blocks = channels // self.lanes // self.cov
+        if g.channels % (self.cov * self.lanes):
+            raise Infeasible(f"{config.to_text()}: {g.channels} channels do not divide into {self.cov} vectors of {self.lanes}")
+        self.blocks = g.channels // self.lanes // self.cov
 
     def statements(self, inputs, y) -> None:
         anchor = self.workload.anchor
-        self.y, self.source, self.weight = y, inputs[anchor.args[0]], inputs[anchor.args[1]]
+        self.y, self.source = y, inputs[anchor.args[0]]
+        self.weight = inputs[anchor.args[1]] if self.g.weighted else None
         self.cell = None
-        self.value = expression(self.workload, inputs, lambda call, values: ((lambda *index: self.cell), self.y.shape))
+        self.value = expression(self.workload, inputs, self._anchor)
         by_rows = self.config["split"] == "rows"
         with T.parallel(self.threads) as thread:
             part = (thread, self.threads)
 
             def rows(body):
-                Runs(self.oh, 1).each(lambda row, _: body(row), part if by_rows else None)
+                Runs(self.g.oh, 1).each(lambda row, _: body(row), part if by_rows else None)
 
             def channels(body):
                 Runs(self.blocks, 1).each(lambda block, _: body(block * (self.cov * self.lanes)), None if by_rows else part)
 
-            with T.serial(0, self.n) as batch:
+            with T.serial(0, self.g.n) as batch:
                 if self.config["order"] == "cy":
                     channels(lambda channel: rows(lambda row: self._row(batch, row, channel)))
                 else:
                     rows(lambda row: channels(lambda channel: self._row(batch, row, channel)))
+
+    def _anchor(self, call, values):
+        if self.g.weighted:
+            return (lambda *index: self.cell), self.y.shape
+        finished = pooled(call, (self.g.h, self.g.w))
+        return (lambda b, y, x, c: as_type(finished(self.cell, y, x), self.g.dtype)), self.y.shape
+
+    def _combined(self, total, pixel, weight):
+        if self.g.weighted:
+            return total + pixel * weight
+        return tirx.max(total, pixel) if self.g.anchor["kind"] == "max" else total + pixel
 
     def _row(self, batch, row, channel) -> None:
         first, last = self._inner_columns()
@@ -140,31 +182,32 @@ class _Builder:
             Runs(last - first, int(self.config["wt"])).each(
                 lambda column, size: self._tile(batch, row, first + column, channel, size, inside=True)
             )
-        if last < self.ow:
-            self._tile(batch, row, last, channel, self.ow - last)
+        if last < self.g.ow:
+            self._tile(batch, row, last, channel, self.g.ow - last)
 
     def _inner_columns(self) -> tuple[int, int]:
         """First and last + 1 of the columns all of whose taps are inside."""
-        reach = (self.kw - 1) * self.dilation[1] - self.left
-        inside = [x for x in range(self.ow) if x * self.stride[1] >= self.left and x * self.stride[1] + reach < self.w]
-        return (inside[0], inside[-1] + 1) if inside else (self.ow, self.ow)
+        g = self.g
+        inside = [x for x in range(g.ow) if x * g.stride[1] >= g.left and x * g.stride[1] + g.reach - g.left < g.w]
+        return (inside[0], inside[-1] + 1) if inside else (g.ow, g.ow)
 
     def _taps(self, column, size: int, inside: bool) -> Iterator[tuple[int, int, int]]:
         """(tap of the kernel's row, pixel of the tile, column of the input from the tile's first on) of what counts."""
-        for dx in range(self.kw):
+        g = self.g
+        for dx in range(g.kw):
             for j in range(size):
-                at = j * self.stride[1] + dx * self.dilation[1]
-                if inside or 0 <= column * self.stride[1] + at - self.left < self.w:
+                at = j * g.stride[1] + dx * g.dilation[1]
+                if inside or 0 <= column * g.stride[1] + at - g.left < g.w:
                     yield dx, j, at
 
     def _tile(self, batch, row, column, channel, size: int, inside: bool = False) -> None:
-        taps = list(self._taps(column, size, inside))
-        acc = registers(size, self.cov, self.lanes, self.workload.dtype)
+        g, taps = self.g, list(self._taps(column, size, inside))
+        acc = registers(size, self.cov, self.lanes, g.start, g.sum_dtype)
         lanes = tirx.Ramp(0, 1, self.lanes)
-        (sy, sx), (ey, _) = self.stride, self.dilation
-        start = row * sy - self.top
-        first_tap = tirx.min(tirx.floordiv(tirx.max(-start, 0) + ey - 1, ey), self.kh)
-        last_tap = tirx.min(self.kh, tirx.floordiv(self.h - start + ey - 1, ey))
+        (sy, sx), (ey, _) = g.stride, g.dilation
+        start = row * sy - g.top
+        first_tap = tirx.min(tirx.floordiv(tirx.max(-start, 0) + ey - 1, ey), g.kh)
+        last_tap = tirx.min(g.kh, tirx.floordiv(g.h - start + ey - 1, ey))
         with T.serial(0, tirx.max(last_tap - first_tap, 0)) as tap:
             dy = first_tap + tap
             for b in range(self.cov):
@@ -172,11 +215,11 @@ class _Builder:
                 pixels, weights = {}, {}
                 for dx, j, offset in taps:
                     if offset not in pixels:
-                        place = (batch, start + dy * ey, column * sx + offset - self.left, at)
-                        pixels[offset] = T.Bind(self.source[place])
-                    if dx not in weights:
+                        place = (batch, start + dy * ey, column * sx + offset - g.left, at)
+                        pixels[offset] = T.Bind(as_type(self.source[place], f"{g.sum_dtype}x{self.lanes}"))
+                    if g.weighted and dx not in weights:
                         weights[dx] = T.Bind(self.weight[dy, dx, at])
-                    T.buffer_store(acc[j, b], acc[j, b][lanes] + pixels[offset] * weights[dx], [lanes])
+                    T.buffer_store(acc[j, b], self._combined(acc[j, b][lanes], pixels[offset], weights.get(dx)), [lanes])
         for (j, b), register in acc.items():
             pixel, first = (batch, row, column + j), channel + b * self.lanes
 

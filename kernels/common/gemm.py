@@ -118,7 +118,7 @@ def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: 
 
 def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
     core = profile.core
-    return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / 2)
+    return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / core.loads_per_cycle)
 
 
 def row_units(g: Pixels, ht: int, wt: int) -> int:
@@ -226,7 +226,7 @@ class Builder:
         acc = registers(len(pixels), cov, g.lanes)
         by_rows = self.split == "rows"
         tiles = max(1, g.n * self.rows.count * self.columns.count // (self.profile.threads if by_rows else 1))
-        ahead = Ahead(weight, cov * g.lanes, g.reduction, tiles)
+        ahead = Ahead(weight, cov * g.lanes, g.reduction, tiles, self.profile.memory.line_bytes)
         following = (block + cov * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
         lanes = tirx.Ramp(0, 1, g.lanes)
         with T.serial(0, g.kh) as dy, T.serial(0, g.kw) as dx, T.serial(0, g.ci) as k:

@@ -166,7 +166,7 @@ def _product_cost(g: _Geometry, tiles: int, size: tuple[int, int], profile: Targ
 
     def step(wt: int, cov: int) -> float:
         loads = wt + cov if cov > 1 else wt * cov + cov
-        return max(wt * cov / core.fma_per_cycle, core.fma_latency_cycles, loads / 2)
+        return max(wt * cov / core.fma_per_cycle, core.fma_latency_cycles, loads / core.loads_per_cycle)
 
     wt, cov = size
     return sum(step(r, c) * n * k for (n, r), (k, c) in product(Runs(tiles, wt).sizes, Runs(g.blocks, cov).sizes))
@@ -207,6 +207,7 @@ class _Builder:
         self.workload, self.config = workload, config
         self.wt, self.cov, self.rows = int(config["wt"]), int(config["cov"]), int(config["rows"])
         self.level = fetch_level(4 * g.ci * self.cov * g.lanes, profile)
+        self.line_bytes = profile.memory.line_bytes
         self.ci_lanes, self.co_lanes = g.ci_vectors * g.lanes, g.blocks * g.lanes
         if g.th % self.rows:
             raise Infeasible(f"{config.to_text()}: {g.th} rows of tiles do not divide by {self.rows}")
@@ -325,7 +326,7 @@ class _Builder:
         rows, columns = Runs(tiles, self.wt), Runs(self.g.blocks, self.cov)
 
         def panel(block, cov: int) -> None:
-            ahead = Ahead(self.weight, cov * self.g.lanes, self.g.ci, rows.count)
+            ahead = Ahead(self.weight, cov * self.g.lanes, self.g.ci, rows.count, self.line_bytes)
             rows.numbered(lambda tile, wt, number: self._micro(xi, tile, number, block, wt, cov, v, products, ahead))
 
         columns.each(panel)

@@ -17,7 +17,7 @@ typedef int32_t (*kernel_t)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 typedef struct {
   uint8_t space, rank, bits;
   uint32_t shape;
-  uint64_t offset;
+  uint64_t offset, at;
 } argument_t;
 typedef struct {
   uint32_t kernel, first, count;
@@ -52,8 +52,8 @@ static void* address(const argument_t* a, const memory_t* m) {
   switch (a->space) {
     case WORKSPACE: return m->workspace + a->offset;
     case WEIGHTS: return m->weights + a->offset;
-    case INPUT: return m->inputs[a->offset];
-    default: return m->outputs[a->offset];
+    case INPUT: return (char*)m->inputs[a->offset] + a->at;
+    default: return (char*)m->outputs[a->offset] + a->at;
   }
 }
 
@@ -98,15 +98,40 @@ EXPORT int32_t hwprune_run(void* const* inputs, void* const* outputs, void* weig
   return enter(threads) != 0 ? -1 : run_steps(&m, 0, STEP_COUNT);
 }
 
+typedef struct {
+  const step_t* step;
+  const memory_t* memory;
+} written_t;
+
+/* A thread's share of the first activation that a step reads, written: rows of an image, as most kernels share them out. It is
+ * what the kernel before has just made; what one core wrote last, another one gets several times as slowly as that one. */
+static int write_share(int task, hwprune_group_t* group, void* data) {
+  enum { LINE_BYTES = 64 }; /* or a part of one: then a line is written more than once */
+  const written_t* w = (const written_t*)data;
+  const argument_t* a = &ARGUMENTS[w->step->first];
+  while (a->space != INPUT)
+    if (++a == &ARGUMENTS[w->step->first + w->step->count]) return 0;
+  int64_t lines = a->bits / 8;
+  for (int d = 0; d < a->rank; ++d) lines *= SHAPES[a->shape + d];
+  lines /= LINE_BYTES;
+  char* first = (char*)address(a, w->memory);
+  for (int64_t line = lines * task / group->num_task; line < lines * (task + 1) / group->num_task; ++line) {
+    volatile float* number = (volatile float*)(first + line * LINE_BYTES);
+    *number = *number;
+  }
+  return 0;
+}
+
 /* Each of `runs` runs of `count` steps from `first` on: one sample a run. There are `copies` of the weights, `stride`
  * bytes apart, that take turns from number `turn` on: so a kernel by itself finds its weights as far away as it does
- * within a network. */
+ * within a network; and its first activation is where a kernel before it would have left it (ALONE). */
 EXPORT int32_t hwprune_time(void* const* inputs, void* const* outputs, void* weights, void* workspace, int32_t threads,
                             int32_t first, int32_t count, int64_t copies, int64_t stride, int64_t turn, int64_t runs, int64_t* samples) {
   memory_t m = {inputs, outputs, weights, workspace};
   if (enter(threads) != 0) return -1;
   for (int64_t r = 0; r < runs; ++r) {
     m.weights = (char*)weights + (turn + r) % copies * stride;
+    if (ALONE && hwprune_pool_v1_launch(write_share, &(written_t){&STEPS[first], &m}, 0) != 0) return -1;
     const int64_t start = now_ns();
     if (run_steps(&m, (uint32_t)first, (uint32_t)count) != 0) return -1;
     samples[r] = now_ns() - start;

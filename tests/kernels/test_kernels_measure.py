@@ -4,10 +4,14 @@ machine may be busy."""
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,11 +24,12 @@ from hwprune.compile.lower import lower
 from hwprune.costing import Costing
 from hwprune.errors import MeasureError
 from hwprune.graph import analyze, trace
-from hwprune.kernels import candidates
+from hwprune.kernels import candidates, primfunc
 from hwprune.kernels.compute import compute
 from hwprune.kernels.schedule import Config
+from hwprune.library import Library, Memory, aligned
 from hwprune.measure import measurer as measurer_module
-from hwprune.measure import verify
+from hwprune.measure import timed, verify
 from hwprune.measure.measurer import Measurer
 from hwprune.measure.process import Worker, WorkerLost
 from hwprune.measure.store import Store
@@ -66,6 +71,45 @@ def measurer(usable, tmp_path_factory):
     with Measurer(usable(8), store) as measurer:
         yield measurer
     store.close()
+
+
+class Sum(nn.Module):
+    def forward(self, x, y):
+        return F.relu(x) + y
+
+
+def dirty_bytes(array: np.ndarray) -> int:
+    """Of the private mapping of a file that ``array`` lies in, what was written: such pages are no longer the file's."""
+    address = array.ctypes.data
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if (m := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line))
+              and int(m[1], 16) <= address < int(m[2], 16))
+    return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Anonymous:"))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_before_a_kernel_is_timed_alone_its_first_activation_is_written_by_the_threads(usable, tmp_path, alone):
+    profile, shape = usable(8), (256, 1024)
+    network = lower(trace(Sum(), (torch.zeros(shape), torch.ones(shape))), profile)
+    (workload,) = (w for w in network.workloads() if len(w.inputs) == 2)
+    if alone:
+        out = tmp_path / "kernels.so"
+        config = candidates(workload, profile)[0]
+        timed.link_kernels([timed.Kernel(workload, config.to_text())], [primfunc(workload, profile, config)], profile, profile.threads, out)
+    else:
+        out = build_artifact(network, profile, first_candidate(profile), tmp_path / "a") / "network.so"
+    library = Library(out)
+    size = 4 * library.inputs[0]
+    maps = []
+    for name in "xy":
+        (tmp_path / name).write_bytes(np.ones(size // 4, np.float32).tobytes())
+        with open(tmp_path / name) as file:
+            maps.append(mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    inputs = [np.frombuffer(m, np.uint8) for m in maps]
+    memory = Memory(inputs, [aligned(size)], aligned(library.weights_bytes), aligned(library.workspace_bytes))
+    library.time_ns(memory, profile.threads, 2)
+    assert [dirty_bytes(x) for x in inputs] == ([size, 0] if alone else [0, 0])
+    assert all((x.view(np.float32) == 1).all() for x in inputs)
 
 
 def test_every_kernel_of_a_network_is_measured(measurer, network):
@@ -122,6 +166,25 @@ def test_error_of_a_kernel_is_seen(usable, network, monkeypatch):
     assert verify.kernel_error(right, config, usable(8)) < 1e-5
     monkeypatch.setattr(verify, "primfunc", lambda w, profile, config: compute(without_relu(w)).primfunc())
     assert verify.kernel_error(right, config, usable(8)) > 0.1
+
+
+class Product(nn.Module):
+    def forward(self, x, y):
+        return F.relu(x) @ F.relu(y)
+
+
+def test_a_kernel_without_plain_loops_is_compared_with_another_schedule_of_it(usable, monkeypatch):
+    network = lower(trace(Product(), (torch.zeros(2, 9, 12), torch.zeros(2, 12, 20))), usable(8))
+    (workload,) = (w for w in network.workloads() if w.anchor is not None)
+    configs = candidates(workload, usable(8))
+    assert len(configs) > 1 and verify.kernel_error(workload, configs[0], usable(8)) < 1e-5
+    results = iter((1.5, 1.0))  # the kernel's own comes first
+    run = verify._run
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_run", lambda *arguments: next(results) * run(*arguments))
+        assert verify.kernel_error(workload, configs[0], usable(8)) == pytest.approx(0.5, rel=0.01)
+    monkeypatch.setattr(verify, "candidates", lambda w, profile: configs[:1])
+    assert verify.kernel_error(workload, configs[0], usable(8)) is None
 
 
 def without_relu(workload):

@@ -53,7 +53,7 @@ class Call:
 class Network:
     """``reads``: layer -> the layers whose outputs it reads side by side."""
 
-    inputs, outputs = ("input",), ()
+    inputs, outputs, parts = ("input",), (), 1
 
     def __init__(self, reads: dict[str, tuple[str, ...]], graph: Graph):
         self.graph, self.widths = graph, {}
@@ -70,6 +70,12 @@ class Network:
 
     def emitted(self, shapes=None):
         return self.calls
+
+    def ends(self):
+        return {"input": (0, 0)}
+
+    def whole_shape(self, node, shapes):
+        return shapes(node)
 
     def weight_bytes(self, shapes):
         return sum(w.weight_bytes for w in self.workloads(shapes))

@@ -11,7 +11,9 @@ from torch import nn
 import hwprune
 from hwprune import api
 from hwprune.compile.lower import lower
+from hwprune.compile.parts import lower_batch
 from hwprune.cost import analytic
+from hwprune.cost.base import network_estimate
 from hwprune.costing import Costing, load_target
 from hwprune.errors import BudgetError, HwpruneError, StoreError, TargetError, UsageError
 from hwprune.graph import trace
@@ -145,6 +147,22 @@ def test_table_has_every_quantity_with_its_provenance(run):
 def test_macs_by_hand(run):
     # 64 pixels x 9 x (1 x 24 + 24 x 32) in the convolutions, 32 x 4 in the classifier
     assert run.plan.dense.macs == 64 * 9 * (24 + 24 * 32) + 128
+
+
+def test_a_batch_in_parts_is_searched_as_it_runs(target, tmp_path):
+    x, profile = torch.randn(16, 1, 16, 16), load_target(target)
+    network = lower_batch(make_net(), x, profile)
+    assert network.parts > 1
+    result = hwprune.search(make_net(), x, target=target, latency="0.6x", out=tmp_path / "run")
+    assert result.plan.dense.macs == 16 * (256 * 9 * (24 + 24 * 32) + 128)
+    with Costing(profile) as cost:
+        expected = network_estimate(cost.model, network.workloads())
+        assert result.plan.dense.latency_us.value == pytest.approx(expected.latency_us)
+    pruned = lower_batch(result.model, x, profile)
+    assert result.plan.predicted.peak_memory_bytes == pruned.memory().peak_bytes and tuple(result.plan.input_shape) == (16, 1, 16, 16)
+    assert result.model(x).shape == (16, 4) and hwprune.load_run(tmp_path / "run", model=make_net()).plan == result.plan
+    report = hwprune.inspect(make_net(), x, target=target)
+    assert report.macs == result.plan.dense.macs and report.latency_us.value == pytest.approx(expected.latency_us)
 
 
 def test_run_folder_holds_plan_weights_and_record(run):

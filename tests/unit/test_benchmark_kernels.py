@@ -30,7 +30,9 @@ def timing():
 @pytest.fixture(scope="module")
 def machine():
     read = {"l1": reach(9.0, 90.0), "l2": reach(5.0, 50.0), "l3": reach(3.0, 30.0), "dram": reach(1.0, 10.0)}
-    return kernels.Machine.of(results(peak_gflops={"one_core": rate(60.0), "all_threads": rate(100.0)}, read_gb_per_s=read), target.load("x86"))
+    copied = read | {"l2": reach(4.0, 40.0)}
+    peak = {"one_core": rate(60.0), "all_threads": rate(100.0)}
+    return kernels.Machine.of(results(peak_gflops=peak, read_gb_per_s=read, copy_gb_per_s=copied), target.load("x86"))
 
 
 def test_winograd_beside_the_roofline(timing, machine):
@@ -41,13 +43,26 @@ def test_winograd_beside_the_roofline(timing, machine):
     assert made.activations == 4 * 2 * 10 * 10 * 32
     assert (made.weights_from, made.activations_from) == ("l3", "l2")  # a megabyte of constants does not fit two L2 of 256 KiB
     assert made.compute_us == pytest.approx(2 * tiles * 36 * 32 * 32 / 100e3)
-    assert made.memory_us == pytest.approx(made.weights / 30e3 + made.activations / 50e3)
+    # of a copy at 40 GB/s of what is read at 50, a byte read and one written take 2 / 40 = 1 / 50 + 3 / 100
+    assert machine.written_per_us["l2"] == pytest.approx(100e3 / 3)
+    assert made.memory_us == pytest.approx(made.weights / 30e3 + made.activations / 2 / 50e3 + made.activations / 2 * 3 / 100e3)
+    assert made.lanes_in_use == 1
     assert made.bound == "l3" if made.memory_us > made.compute_us else "peak"
     assert made.fraction == pytest.approx(max(made.compute_us, made.memory_us) / 100)
 
 
 def test_kinds(timing, machine):
     assert [k.kind for k in kernels.kernels_of(timing, machine)][:2] == ["conv 3x3", "depthwise 3x3"]
+
+
+def test_lanes_that_are_padding_are_told():
+    import torch
+    from torch import nn
+
+    profile = target.load("x86")
+    (workload,) = (w for w in lower(trace(nn.Conv2d(8, 19, 3).eval(), torch.zeros(1, 8, 6, 6)), profile).workloads() if w.macs)
+    assert kernels._lanes_in_use(workload) == pytest.approx(19 / 24)
+    assert kernels._shape(workload) == "8>19 at 4x4"
 
 
 def test_page_and_plot(timing, machine, tmp_path, monkeypatch):

@@ -79,6 +79,13 @@ def test_every_figure_says_where_it_is_from() -> None:
     assert told == "told by the system to hwprune-probe on BCM2711, 2026-01-02"
 
 
+def test_a_line_of_another_size_is_the_probe_s_to_tell() -> None:
+    made = profile(caches=A72["caches"] | {"line_bytes": 128})
+    assert made.memory.line_bytes == 128 and made.unsourced() == [] and made.digest() != profile().digest()
+    assert made.source["memory.line_bytes"] == "told by the system to hwprune-probe on BCM2711, 2026-01-02"
+    assert profile().memory.line_bytes == 64
+
+
 def test_written_profile_reads_back_equal(folder: Path) -> None:
     (folder / "board.toml").write_text(to_toml(profile()))
     read = target.load("board.toml")

@@ -29,6 +29,9 @@ inline int64_t told_cache_bytes(int level) {
   return std::atoll(size.c_str()) * (size.back() == 'K' ? 1 << 10 : size.back() == 'M' ? 1 << 20 : 1);
 }
 
+// Bytes of a line of the nearest data cache; 0 where the system does not tell.
+inline int64_t told_line_bytes() { return std::atoll(told_of_cache(1, "coherency_line_size").c_str()); }
+
 // Processors that share it, 1 where the system does not tell: "0-3,8" are five.
 inline int64_t told_cache_sharers(int level) {
   const std::string text = told_of_cache(level, "shared_cpu_list");

@@ -211,7 +211,7 @@ class Probe {
     std::printf("  \"caches_told\": %s,\n  \"caches\": {", caches_.told[0] ? "true" : "false");
     for (int level = 0; level < 3; ++level)
       std::printf("%s\"%s\": %lld", level ? ", " : "", names[level], static_cast<long long>(caches_.bytes[level]));
-    std::printf("},\n  \"plateaus_bytes\": [");
+    std::printf(", \"line_bytes\": %lld},\n  \"plateaus_bytes\": [", static_cast<long long>(told_line_bytes()));
     const std::vector<int64_t> seen = plateaus(curve_);
     for (size_t i = 0; i < seen.size(); ++i) std::printf("%s%lld", i ? ", " : "", static_cast<long long>(seen[i]));
     std::printf("],\n");
