@@ -25,6 +25,8 @@ from hwprune.workload import Workload
 
 #: core -> (shipped profile, processor if it is not the profile's own): A55 is the A53's successor, on no shipped board
 CORES = {"A53": ("rpi3", None), "A55": ("rpi3", "cortex-a55"), "A72": ("rpi4", None), "A76": ("rpi5", None)}
+#: and those that have arithmetic of float16, with networks in it
+FLOAT16_CORES = {"A76 fp16": ("rpi5-fp16", None)}
 #: (input channels, output channels, kernel, height and width): as trained, and as pruned
 SHAPES = (
     (64, 64, 3, 56), (256, 64, 1, 56), (64, 256, 1, 56), (128, 128, 3, 28),
@@ -59,8 +61,8 @@ def convolution(channels: int, outputs: int, kernel: int, size: int, profile: Ta
 
 
 def profile_of(core: str) -> TargetProfile:
-    """The profile that a core of ``CORES`` is compiled and predicted with."""
-    name, processor = CORES[core]
+    """The profile that a core of ``CORES`` or ``FLOAT16_CORES`` is compiled and predicted with."""
+    name, processor = {**CORES, **FLOAT16_CORES}[core]
     profile = load_file(shipped_folder() / f"{name}.toml")
     if processor is None:
         return profile
@@ -110,7 +112,7 @@ def whole_vector_loads(loop: Loop) -> int:
 
 def main() -> None:
     rows = []
-    for core in CORES:
+    for core in (*CORES, *FLOAT16_CORES):
         missing = missing_tool(profile_of(core))
         if missing:
             raise SystemExit(f"error: {missing}")

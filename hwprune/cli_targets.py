@@ -84,7 +84,7 @@ def show(name: Name, json: Json = False, debug: Debug = False) -> None:
         for notice in target.notices(name, profile):
             terminal.say(notice)
         peak = (
-            f"# peak {profile.peak_flops / 1e9:.4g} GFLOP/s (float32) on {profile.threads} threads; "
+            f"# peak {profile.peak_flops / 1e9:.4g} GFLOP/s ({profile.dtype}) on {profile.threads} threads; "
             f"{'runs' if profile.runs_here() else 'does not run'} on this machine"
         )
         terminal.result(profile.model_dump(mode="json", by_alias=True), peak, to_annotated(profile).rstrip())

@@ -57,23 +57,27 @@ def compile_to(
 
         if not cost.measurable:
             return built()
-        error = tuned_error()
-        while not error <= TOLERANCE and (wrong := cost.discard_wrong(network.workloads())):
+        error, tolerance = tuned_error(), TOLERANCE[profile.dtype]
+        while not error <= tolerance and (wrong := cost.discard_wrong(network.workloads())):
             progress.say(
                 f"the compiled network's output was off by {error:.1e} of its largest value; schedules that compute something else were "
                 f"found and are not used again: {'; '.join(text for _, text in wrong)}"
             )
             error = tuned_error()
-        if not error <= TOLERANCE:
-            progress.say(_far_off(error, exact))
-        amend_manifest(out, verified={"against": f"torch {torch.__version__}", "relative_error": error})
+        if not error <= tolerance:
+            progress.say(_far_off(error, profile.dtype, exact))
+        against = f"torch {torch.__version__} in float32"
+        amend_manifest(out, verified={"against": against, "dtype": profile.dtype, "relative_error": error})
         return out
 
 
-def _far_off(error: float, exact: bool) -> str:
+def _far_off(error: float, dtype: str, exact: bool) -> str:
     mend = "each kernel that can be checked computes its workload, so the network itself magnifies rounding"
-    mend = mend if exact else f"{mend}; --exact leaves out the kernels that round most"
-    return f"the compiled network's output differs from torch's by {error:.1e} of its largest value, more than {TOLERANCE:.0e}: {mend}"
+    if dtype == "float16":
+        mend += "; a profile with `core.precision` = 'fp32' computes in float32"
+    elif not exact:
+        mend += "; --exact leaves out the kernels that round most"
+    return f"the compiled network's output differs from torch's by {error:.1e} of its largest value, more than {TOLERANCE[dtype]:.0e}: {mend}"
 
 
 def artifact_timer(folder: Path, threads: int | None = None) -> Timer:

@@ -27,6 +27,8 @@ else:
 
 SCHEMA_VERSION = 1
 Architecture = Literal["x86_64", "aarch64", "cuda"]
+#: LLVM's name for arithmetic of float16 in vectors, FEAT_FP16.
+_FP16_FEATURE = "+fullfp16"
 
 
 class _Frozen(BaseModel):
@@ -67,6 +69,10 @@ class Core(_Frozen):
     )
     vector_load_cycles: float = Field(
         default=0, ge=0, description="for which the load of a whole vector keeps multiply-adds from starting"
+    )
+    precision: Literal["fp32", "fp16"] = Field(
+        default="fp32",
+        description="aarch64 with FEAT_FP16: type of activations and constants in memory and of multiply-adds; fp16 rounds them",
     )
 
     def lanes(self, dtype_bytes: int = 4) -> int:
@@ -191,6 +197,11 @@ class TargetProfile(_Frozen):
             yield f"`host` is for GPUs, but got (host={self.host!r}, architecture={self.architecture!r})"
         if self.gpu is not None:
             yield from self._gpu_contradictions(self.gpu)
+        if self.core.precision == "fp16" and (self.architecture != "aarch64" or _FP16_FEATURE not in self.codegen.mattr):
+            yield (
+                f"`core.precision` = 'fp16' needs `architecture` = 'aarch64' and {_FP16_FEATURE!r} in `codegen.mattr` (FEAT_FP16, which "
+                f"Cortex-A55 and A76 have, A53 and A72 have not), but got (architecture={self.architecture!r}, mattr={list(self.codegen.mattr)})"
+            )
         if self.memory.l2_bytes < self.memory.l1d_bytes:
             yield (
                 f"`l1d_bytes <= l2_bytes` must hold, but got (l1d_bytes={self.memory.l1d_bytes}, "
@@ -250,17 +261,22 @@ class TargetProfile(_Frozen):
 
     def _is_default(self, figure: str) -> bool:
         table, _, key = figure.partition(".")
-        # `in_order = false` and no L3 are the absence of something; nobody publishes that.
-        return bool(key) and (key not in getattr(self, table).model_fields_set or not getattr(getattr(self, table), key))
+        # `in_order = false`, no L3 and exact float32 are the absence of something; nobody publishes that.
+        return bool(key) and (key not in getattr(self, table).model_fields_set or getattr(getattr(self, table), key) in (False, 0, None, "fp32"))
+
+    @property
+    def dtype(self) -> str:
+        """Type of activations and constants in memory; a network's inputs and outputs are float32 whatever it is."""
+        return "float16" if self.core.precision == "fp16" else "float32"
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of one vector."""
-        return self.core.lanes(4)
+        """Elements of ``dtype`` in one vector."""
+        return self.core.lanes(2 if self.core.precision == "fp16" else 4)
 
     @property
     def peak_flops(self) -> float:
-        """float32 operations per second on ``threads`` cores; a fused multiply-add is two."""
+        """Operations of ``dtype`` per second on ``threads`` cores; a fused multiply-add is two."""
         return 2 * self.lanes * self.core.fma_per_cycle * self.core.frequency_mhz * 1e6 * self.threads
 
     @property
@@ -287,6 +303,7 @@ class TargetProfile(_Frozen):
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
         unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}
+        unread["core"] |= {"precision"} if self.core.precision == "fp32" else set()
         unread["core"] |= {"loads_per_cycle"} if self.core.loads_per_cycle == 2 else set()
         unread["memory"] = {key for key in ("l1_gb_per_s", "l3_gb_per_s") if getattr(self.memory, key) is None}
         unread["memory"] |= {"line_bytes"} if self.memory.line_bytes == 64 else set()
@@ -295,7 +312,7 @@ class TargetProfile(_Frozen):
 
 
 # /proc/cpuinfo and LLVM do not agree on every name.
-_CPUINFO_TO_LLVM = {"avx512_vnni": "avx512vnni", "sse4_2": "sse4.2", "sse4_1": "sse4.1", "asimd": "neon"}
+_CPUINFO_TO_LLVM = {"avx512_vnni": "avx512vnni", "sse4_2": "sse4.2", "sse4_1": "sse4.1", "asimd": "neon", "asimdhp": "fullfp16"}
 
 
 def host_features() -> frozenset[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Mapping
 
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "int32": 4, "int64": 8, "bool": 1}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "int32": 4, "int64": 8, "bool": 1}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TensorSpec:
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.role[0]}{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -88,6 +88,12 @@ class Workload:
             f"{c.op}({','.join(map(str, c.args))}{''.join(f' {k}={_text(v)}' for k, v in c.attrs)})" for c in self.ops
         )
         return f"({args}){body}->{self.output}"
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the kernel computes in. A network's inputs and outputs are float32 also where all else is float16: the kernels that
+        read and write them convert."""
+        return "float16" if any(t.dtype == "float16" for t in (*self.inputs, self.output)) else "float32"
 
     @property
     def anchor(self) -> OpCall | None:

@@ -41,7 +41,7 @@ def compute(workload: Workload, anchors: Mapping[str, Callable] | None = None) -
     """
     inputs = [te.placeholder(t.shape, t.dtype, name=f"x{i}") for i, t in enumerate(workload.inputs)]
     expr, shape = _evaluated(workload, inputs, lambda call, values: _anchor(call, values, workload, anchors or {}))
-    output = te.compute(shape, lambda *index: expr(*index), name="Y")
+    output = te.compute(shape, lambda *index: as_type(expr(*index), workload.output.dtype), name="Y")
     return Computation(inputs, output)
 
 
@@ -66,7 +66,7 @@ def expression(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Ancho
 
 
 def _evaluated(workload: Workload, inputs: Sequence[te.Tensor | tirx.Buffer], anchor: Anchor) -> Value:
-    values: list[Value] = [(_reader(x), t.shape) for x, t in zip(inputs, workload.inputs)]
+    values: list[Value] = [(_reader(x, workload.dtype), t.shape) for x, t in zip(inputs, workload.inputs)]
     for call in workload.ops:
         if call.op in ANCHORS:
             values.append(anchor(call, values))
@@ -84,20 +84,49 @@ def _evaluated(workload: Workload, inputs: Sequence[te.Tensor | tirx.Buffer], an
 
 def chain(workload: Workload, buffers: Sequence[tirx.Buffer], anchor: Expr) -> Expr:
     """``expression`` where ``anchor`` says what the anchor gives at an index of the result."""
-    return expression(workload, buffers, lambda call, values: (anchor, workload.output.shape))
+    return expression(workload, buffers, lambda call, values: ((lambda *i: as_type(anchor(*i), workload.dtype)), workload.output.shape))
 
 
-def _reader(item: te.Tensor | tirx.Buffer) -> Expr:
+def _reader(item: te.Tensor | tirx.Buffer, dtype: str) -> Expr:
     if isinstance(item, te.Tensor):
-        return lambda *index: item(*index)
-    return lambda *index: item[index]
+        return lambda *index: as_type(item(*index), dtype)
+    return lambda *index: as_type(item[index], dtype)
+
+
+# --- types ------------------------------------------------------------------------------------------------------
+
+#: Terms of a sum of products that is one of float16; longer ones are of float32, where a rule has no better way. The error grows
+#: with the root of the terms: at 256 it is eleven times what storing the result rounds off.
+FLOAT16_TERMS = 256
+LOWEST_FLOAT16 = -65504.0
+
+
+def dtype_of(x: tirx.Expr) -> str:
+    return str(getattr(getattr(x, "ty", None), "dtype", None) or x.dtype)  # tensors and expressions keep it apart
+
+
+def as_type(x: tirx.Expr, dtype: str) -> tirx.Expr:
+    """``x`` converted where it is of another type."""
+    return x if dtype_of(x) == dtype else tirx.Cast(dtype, x)
+
+
+def _single(x: tirx.Expr) -> tirx.Expr:
+    """``x`` in float32, for what float16 is too coarse for."""
+    return as_type(x, "float32")
+
+
+def _in_single(function: Callable) -> Callable:
+    """A function of numbers that computes in float32 whatever its operands are."""
+    return lambda x: as_type(function(_single(x)), dtype_of(x))
 
 
 # --- element-wise -----------------------------------------------------------------------------------------------
 
 def _const(x: tirx.Expr, value: float) -> tirx.Expr:
-    dtype = getattr(getattr(x, "ty", None), "dtype", None) or x.dtype  # tensors and expressions keep it apart
-    return tirx.const(value, str(dtype))
+    dtype = dtype_of(x)
+    if dtype.startswith("float16"):  # bounds may be beyond it: clamps, and what is less than any value
+        value = max(LOWEST_FLOAT16, min(value, -LOWEST_FLOAT16))
+    return tirx.const(value, dtype)
 
 
 def _clip(x, low, high):
@@ -166,6 +195,10 @@ def _erf(x):
     return x * above / below
 
 
+def _gelu(x):
+    return x * _const(x, 0.5) * (_const(x, 1.0) + _erf(x * _const(x, 0.7071067811865476)))
+
+
 #: operator -> function of its operands' expressions and its OpCall
 ELEMENTWISE: dict[str, Callable] = {
     "add": lambda c, a, b: a + b,
@@ -181,13 +214,13 @@ ELEMENTWISE: dict[str, Callable] = {
     "clip": lambda c, a: _clip(a, c["low"], c["high"]),
     "leaky_relu": lambda c, a: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * _const(a, c["slope"]),
     "prelu": lambda c, a, w: tirx.max(a, _const(a, 0.0)) + tirx.min(a, _const(a, 0.0)) * w,
-    "sigmoid": lambda c, a: _sigmoid(a),
-    "silu": lambda c, a: _silu(a),
-    "tanh": lambda c, a: _const(a, 2.0) * _sigmoid(a * _const(a, 2.0)) - _const(a, 1.0),
-    "exp": lambda c, a: exponential(a),
+    "sigmoid": lambda c, a: _in_single(_sigmoid)(a),
+    "silu": lambda c, a: _in_single(_silu)(a),
+    "tanh": lambda c, a: _in_single(lambda x: _const(x, 2.0) * _sigmoid(x * _const(x, 2.0)) - _const(x, 1.0))(a),
+    "exp": lambda c, a: _in_single(exponential)(a),
     "hardsigmoid": lambda c, a: _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
     "hardswish": lambda c, a: a * _clip(a * _const(a, 1 / 6) + _const(a, 0.5), 0.0, 1.0),
-    "gelu": lambda c, a: a * _const(a, 0.5) * (_const(a, 1.0) + _erf(a * _const(a, 0.7071067811865476))),
+    "gelu": lambda c, a: _in_single(_gelu)(a),
     "neg": lambda c, a: -a,
 }
 
@@ -371,6 +404,13 @@ def padded_input(call: OpCall, values, channels: int):
     return te.compute((n, h + top + bottom, w + left + right, channels), read, name="P")
 
 
+def _products(a: tirx.Expr, b: tirx.Expr, axes: Sequence) -> tirx.Expr:
+    """The sum over ``axes`` of a times b; in float32 where it has too many terms for float16."""
+    if math.prod(int(axis.dom.extent) for axis in axes) > FLOAT16_TERMS:
+        a, b = _single(a), _single(b)
+    return te.sum(a * b, axis=list(axes))
+
+
 def _conv2d(call: OpCall, values, workload: Workload):
     """Direct convolution. Weight packed [co/v, kh, kw, ci/groups, v]; result NHWC with co padded to v."""
     (weight, wshape), groups = values[call.args[1]], call["groups"]
@@ -393,12 +433,12 @@ def _conv2d(call: OpCall, values, workload: Workload):
 
     acc = te.compute(
         (int(n), oh, ow, blocks, v),
-        lambda b, y, x, o, lane: te.sum(
-            padded[b, y * sy + ry * dy, x * sx + rx * dx, at(o, lane)] * weight(o, ry, rx, rc, lane), axis=[ry, rx, rc]
+        lambda b, y, x, o, lane: _products(
+            padded[b, y * sy + ry * dy, x * sx + rx * dx, at(o, lane)], weight(o, ry, rx, rc, lane), [ry, rx, rc]
         ),
         name="C",
     )
-    return (lambda b, y, x, c: acc[b, y, x, c // v, c % v]), (int(n), oh, ow, blocks * v)
+    return (lambda b, y, x, c: as_type(acc[b, y, x, c // v, c % v], workload.dtype)), (int(n), oh, ow, blocks * v)
 
 
 def _depthwise(call: OpCall, values, workload: Workload):
@@ -420,12 +460,12 @@ def _depthwise(call: OpCall, values, workload: Workload):
 
     acc = te.compute(
         (int(n), oh, ow, co),
-        lambda b, y, x, c: te.sum(
-            padded[b, y * sy + ry * dy, x * sx + rx * dx, channel(c)] * weight(ry, rx, c), axis=[ry, rx]
+        lambda b, y, x, c: _products(
+            padded[b, y * sy + ry * dy, x * sx + rx * dx, channel(c)], weight(ry, rx, c), [ry, rx]
         ),
         name="C",
     )
-    return (lambda *i: acc(*i)), (int(n), oh, ow, co)
+    return (lambda *i: as_type(acc(*i), workload.dtype)), (int(n), oh, ow, co)
 
 
 def _dense(call: OpCall, values, workload: Workload):
@@ -435,9 +475,9 @@ def _dense(call: OpCall, values, workload: Workload):
     m = rshape[0]
     rc = te.reduce_axis((0, k), "rc")
     acc = te.compute(
-        (m, blocks, v), lambda r, o, lane: te.sum(rows(r, rc) * weight(o, rc, lane), axis=[rc]), name="C"
+        (m, blocks, v), lambda r, o, lane: _products(rows(r, rc), weight(o, rc, lane), [rc]), name="C"
     )
-    return (lambda r, c: acc[r, c // v, c % v]), (m, blocks * v)
+    return (lambda r, c: as_type(acc[r, c // v, c % v], workload.dtype)), (m, blocks * v)
 
 
 def _pool2d(call: OpCall, values, workload: Workload):
@@ -448,19 +488,21 @@ def _pool2d(call: OpCall, values, workload: Workload):
     n, ph, pw, channels = (int(d) for d in padded.shape)
     oh, ow = call["out"]
     ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
-    reduce = te.max if call["kind"] == "max" else te.sum
+    is_max = call["kind"] == "max"
 
-    acc = te.compute(
-        (n, oh, ow, channels),
-        lambda b, y, x, c: reduce(padded[b, y * sy + ry * dy, x * sx + rx * dx, c], axis=[ry, rx]),
-        name="C",
-    )
+    is_max = call["kind"] == "max"
+
+    def reduced(b, y, x, c):
+        value = padded[b, y * sy + ry * dy, x * sx + rx * dx, c]
+        return te.max(value, axis=[ry, rx]) if is_max else te.sum(_single(value), axis=[ry, rx])
+
+    acc = te.compute((n, oh, ow, channels), reduced, name="C")
     finished = pooled(call, (shape[1], shape[2]))
-    return (lambda b, y, x, c: finished(acc[b, y, x, c], y, x)), (n, oh, ow, channels)
+    return (lambda b, y, x, c: as_type(finished(acc[b, y, x, c], y, x), workload.dtype)), (n, oh, ow, channels)
 
 
 def pooled(call: OpCall, size: tuple[int, int]) -> Callable[[tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]:
-    """What a pool over an input of ``size`` makes of the maximum or sum of its window at row y and column x."""
+    """What a pool over an input of ``size`` makes of the maximum or sum (in float32) of its window at row y and column x."""
     if call["kind"] == "max":
         return lambda value, y, x: value
     if call["divide"] == "all":
@@ -483,8 +525,8 @@ def _global_pool(call: OpCall, values, workload: Workload):
     expr, (n, h, w, channels) = values[call.args[0]]
     ry, rx = te.reduce_axis((0, h), "ry"), te.reduce_axis((0, w), "rx")
     shape = (n, 1, 1, channels) if call["keep"] else (n, channels)
-    acc = te.compute(shape, lambda *i: te.sum(expr(i[0], ry, rx, i[-1]), axis=[ry, rx]), name="C")
-    return (lambda *i: acc(*i) * _const(acc, 1.0 / (h * w))), shape
+    acc = te.compute(shape, lambda *i: te.sum(_single(expr(i[0], ry, rx, i[-1])), axis=[ry, rx]), name="C")
+    return (lambda *i: as_type(acc(*i) * _const(acc, 1.0 / (h * w)), workload.dtype)), shape
 
 
 ANCHOR_RULES = {

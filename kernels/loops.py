@@ -13,9 +13,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from hwprune.kernels.compute import as_type
 from hwprune.target import TargetProfile
-from hwprune.workload import TensorSpec, Workload
+from hwprune.workload import DTYPE_BYTES, TensorSpec, Workload
 
+#: What kernels compute in, where they do not say otherwise.
 FLOAT = "float32"
 
 #: Tiles of a panel that fetch the next one; those after them find it done.
@@ -35,26 +37,26 @@ def function(
             T.func_name("main")
             T.func_attr({"tirx.noalias": True})
             buffers = [T.arg(f"x{i}", T.buffer(t.shape, t.dtype)) for i, t in enumerate(specs)]
-            output = T.arg("y", T.buffer(workload.output.shape, FLOAT))
+            output = T.arg("y", T.buffer(workload.output.shape, workload.output.dtype))
             body(buffers, output)
     return builder.get()
 
 
-def scratch(shape: Sequence[int]):
+def scratch(shape: Sequence[int], dtype: str = FLOAT):
     """A buffer of the task. TVM lays it on the stack if it is smaller than a kilobyte, else it is the thread pool's scratch
     memory: taken and given back wherever it is declared, so not within a loop that matters."""
-    return T.alloc_buffer(tuple(shape), FLOAT)
+    return T.alloc_buffer(tuple(shape), dtype)
 
 
 Registers = Mapping[tuple[int, int], tirx.Buffer]
 
 
-def registers(rows: int, vectors: int, lanes: int, start: float = 0.0) -> Registers:
+def registers(rows: int, vectors: int, lanes: int, start: float = 0.0, dtype: str = FLOAT) -> Registers:
     """Accumulators of a tile, ``start``: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
     LLVM takes it into a register whatever else happens in the loop."""
-    found = {(i, j): scratch((lanes,)) for i in range(rows) for j in range(vectors)}
+    found = {(i, j): scratch((lanes,), dtype) for i in range(rows) for j in range(vectors)}
     for register in found.values():
-        T.buffer_store(register, tirx.Broadcast(constant(start), lanes), [tirx.Ramp(0, 1, lanes)])
+        T.buffer_store(register, tirx.Broadcast(constant(start, dtype), lanes), [tirx.Ramp(0, 1, lanes)])
     return found
 
 
@@ -91,7 +93,7 @@ class Ahead:
         level : of the cache, see ``fetch_level``. The place may lie outside of the buffer: a prefetch never fails.
         """
         parts = min(_FETCHING, self.tiles)
-        line = self.line_bytes // 4
+        line = self.line_bytes // DTYPE_BYTES[str(self.buffer.dtype)]
         lines = -(-self.width // (parts * line))
         stride = -(-self.width // (parts * lines))
         start = following + tirx.min(number, parts - 1) * (self.steps * lines * stride)
@@ -170,14 +172,14 @@ class Runs:
 
 
 def vector(buffer, at, value: Callable[[tirx.Expr], tirx.Expr], lanes: int) -> None:
-    """``buffer[at + lane] = value(lane)`` for all lanes at once; the last entry of ``at`` moves."""
+    """``buffer[at + lane] = value(lane)`` for all lanes at once, as the buffer's type; the last entry of ``at`` moves."""
     *outer, last = at if isinstance(at, (list, tuple)) else [at]
     with T.vectorized(lanes) as lane:
-        T.buffer_store(buffer, value(lane), [*outer, last + lane])
+        T.buffer_store(buffer, as_type(value(lane), str(buffer.dtype)), [*outer, last + lane])
 
 
-def constant(value: float) -> tirx.Expr:
-    return tirx.const(value, FLOAT)
+def constant(value: float, dtype: str = FLOAT) -> tirx.Expr:
+    return tirx.const(value, dtype)
 
 
 def folded(buffer, lanes: int, combine: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:

@@ -20,7 +20,7 @@ from typing import Callable, Mapping
 import numpy as np
 
 from hwprune import __version__
-from hwprune.compile.constants import Constant, Shapes, size_bytes
+from hwprune.compile.constants import Constant, Shapes, as_type
 from hwprune.compile.emit_c import INPUT, OUTPUT, WEIGHTS, WORKSPACE, Argument, Facts, KernelCall
 from hwprune.compile.link import link
 from hwprune.compile.lower import Emitted, Network
@@ -31,7 +31,7 @@ from hwprune.kernels import KERNELS_VERSION, kernel_inputs, primfunc, repacked
 from hwprune.kernels.schedule import Config, Repack
 from hwprune.runtime import FORMAT
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import TensorSpec, Workload
 
 SchedulePicker = Callable[[Workload], Config]
 KernelName = Callable[[Workload, Config], str]
@@ -45,7 +45,7 @@ class _Layout:
     workload."""
 
     offsets: dict[Packed, int]
-    shapes: dict[Packed, tuple[int, ...]]
+    specs: dict[Packed, TensorSpec]
     size: int
     symbols: dict[str, str]  # workload key -> symbol
 
@@ -126,47 +126,47 @@ def amend_manifest(folder: Path, **facts: object) -> None:
     write_json_atomic(path, {**json.loads(path.read_text()), **facts})
 
 
-def _operands(emitted: Emitted, config: Config) -> list[tuple[tuple[int, ...], str | Packed]]:
-    """Shape and binding of each input of a call, as the kernel of ``config`` reads it."""
+def _operands(emitted: Emitted, config: Config) -> list[tuple[TensorSpec, str | Packed]]:
+    """Each input of a call as the kernel of ``config`` reads it, and its binding."""
     packed = repacked(emitted.workload, config)
     specs = kernel_inputs(emitted.workload, config)
     return [
-        (spec.shape, binding if isinstance(binding, str) else (binding, packed.get(i)))
+        (spec, binding if isinstance(binding, str) else (binding, packed.get(i)))
         for i, (spec, binding) in enumerate(zip(specs, emitted.bindings))
     ]
 
 
 def _plan(emitted: list[Emitted], chosen: Mapping[str, Config], name: KernelName | None) -> _Layout:
     offsets: dict[Packed, int] = {}
-    shapes: dict[Packed, tuple[int, ...]] = {}
+    specs: dict[Packed, TensorSpec] = {}
     symbols: dict[str, str] = {}
     size = 0
     for e in emitted:
         config = chosen[e.workload.key]
         symbols.setdefault(e.workload.key, name(e.workload, config) if name else f"kernel{len(symbols)}")
-        for shape, binding in _operands(e, config):
+        for spec, binding in _operands(e, config):
             if not isinstance(binding, str) and binding not in offsets:
-                offsets[binding], shapes[binding] = size, shape
-                size = aligned(size + size_bytes(shape))
-    return _Layout(offsets, shapes, size, symbols)
+                offsets[binding], specs[binding] = size, spec
+                size = aligned(size + spec.size_bytes)
+    return _Layout(offsets, specs, size, symbols)
 
 
 def _calls(network: Network, emitted: list[Emitted], chosen: Mapping[str, Config], layout: _Layout, memory: MemoryPlan) -> list[KernelCall]:
     ends, made = network.ends(), {call.name for call in network.calls}
 
-    def place(name: str, shape: tuple[int, ...]) -> Argument:
+    def place(name: str, spec: TensorSpec) -> Argument:
         if name not in ends:
-            return Argument(WORKSPACE, memory.offsets[name], shape)
+            return Argument(WORKSPACE, memory.offsets[name], spec.shape, spec.dtype)
         number, part = ends[name]
-        return Argument(OUTPUT if name in made else INPUT, number, shape, part * size_bytes(shape) if part else 0)
+        return Argument(OUTPUT if name in made else INPUT, number, spec.shape, spec.dtype, part * spec.size_bytes if part else 0)
 
     result = []
     for call, e in zip(network.calls, emitted):
         arguments = [
-            place(binding, shape) if isinstance(binding, str) else Argument(WEIGHTS, layout.offsets[binding], shape)
-            for shape, binding in _operands(e, chosen[e.workload.key])
+            place(binding, spec) if isinstance(binding, str) else Argument(WEIGHTS, layout.offsets[binding], spec.shape, spec.dtype)
+            for spec, binding in _operands(e, chosen[e.workload.key])
         ]
-        arguments.append(place(call.name, e.workload.output.shape))
+        arguments.append(place(call.name, e.workload.output))
         result.append(KernelCall(layout.symbols[e.workload.key], tuple(arguments)))
     return result
 
@@ -180,13 +180,14 @@ def _write_weights(network: Network, layout: _Layout, profile: TargetProfile, fo
     from safetensors.numpy import save
 
     params = parameter_values(network)
-    blob = np.zeros(max(layout.size // 4, 1), np.float32)
+    blob = np.zeros(max(layout.size // 4, 1), np.float32).view(network.dtype)
     for (constant, repack), offset in layout.offsets.items():
+        spec, first = layout.specs[constant, repack], offset // blob.itemsize
         packed = constant.pack(params, profile.lanes)
         packed = packed if repack is None else repack.transform(packed)
-        if packed.shape != layout.shapes[constant, repack]:
-            raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {layout.shapes[constant, repack]}")
-        blob[offset // 4 : offset // 4 + packed.size] = packed.ravel()
+        if packed.shape != spec.shape:
+            raise CompileError(f"packing {constant} gives {packed.shape}, its kernel reads {spec.shape}")
+        blob[first : first + packed.size] = as_type(packed, spec.dtype).ravel()
     (folder / "weights.safetensors").write_bytes(save({"packed": blob}))
 
 
@@ -208,6 +209,7 @@ def _manifest(network: Network, program: NetworkProgram, profile: TargetProfile,
                    "features": [a.lstrip("+") for a in profile.codegen.mattr if a.startswith("+")], "threads": profile.host_threads},
         "inputs": [{"name": n, "shape": list(network.whole_shape(n)), "dtype": "float32"} for n in network.inputs],
         "outputs": [{"name": n, "shape": list(network.whole_shape(n)), "dtype": "float32"} for n in network.output_nodes],
+        "dtype": network.dtype,
         "parts": network.parts,
         "workspace_bytes": program.memory.workspace_bytes,
         "peak_memory_bytes": program.memory.peak_bytes,

@@ -11,6 +11,8 @@ from typing import Callable, Mapping
 
 import numpy as np
 
+from hwprune.errors import CompileError
+
 #: node name -> logical shape, at some choice of widths
 Shapes = Callable[[str], tuple[int, ...]]
 #: placeholder node name -> value
@@ -159,11 +161,22 @@ class Raw:
         return _float32(params[self.name].ravel())
 
 
+#: Halfway from the largest float16 to what would come after it: rounds to infinity.
+_BEYOND_FLOAT16 = 65520
+
 Constant = ConvWeight | DenseWeight | Bias | NormVector | Aligned | Raw
 
 
-def size_bytes(shape: tuple[int, ...]) -> int:
-    return 4 * math.prod(shape)
+def as_type(value: np.ndarray, dtype: str) -> np.ndarray:
+    """A packed constant as it lies in memory. CompileError if float16 does not hold one of its values."""
+    if dtype != "float16":
+        return value.astype(dtype, copy=False)
+    largest = float(np.abs(value).max(initial=0.0))
+    if largest >= _BEYOND_FLOAT16:
+        raise CompileError(
+            f"a weight of {largest:.6g} is beyond 65504, the largest of float16; leave `core.precision` of the target at fp32"
+        )
+    return value.astype(np.float16)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:

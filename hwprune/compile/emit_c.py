@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from hwprune.library import FACTS_FORMAT
+from hwprune.workload import DTYPE_BYTES
 
 #: Address spaces of an argument, as ``program.c`` numbers them; for inputs and outputs the offset is the index.
 WORKSPACE, WEIGHTS, INPUT, OUTPUT = range(4)
@@ -18,6 +19,7 @@ class Argument:
     space: int
     offset: int
     shape: tuple[int, ...]
+    dtype: str = "float32"
     at: int = 0
 
 
@@ -31,7 +33,7 @@ class KernelCall:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each.
+    """What a runner needs to give a network its memory. ``inputs``, ``outputs``: elements of each, float32.
 
     alone : the steps are kernels, each timed by itself over the inputs: before every run the threads write its first one anew, as
         a kernel before would have.
@@ -53,7 +55,7 @@ def tables(calls: Sequence[KernelCall], facts: Facts) -> str:
     for call in calls:
         steps.append(f"{{{symbols[call.symbol]}, {len(arguments)}, {len(call.arguments)}}}")
         for a in call.arguments:
-            arguments.append(f"{{{a.space}, {len(a.shape)}, {len(shapes)}, {a.offset}, {a.at}}}")
+            arguments.append(f"{{{a.space}, {len(a.shape)}, {8 * DTYPE_BYTES[a.dtype]}, {len(shapes)}, {a.offset}, {a.at}}}")
             shapes.extend(a.shape)
     lines = [
         *(f"extern int32_t __tvm_ffi_{s}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for s in symbols),

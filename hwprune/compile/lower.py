@@ -59,12 +59,14 @@ class Call:
 class Network:
     """A lowered network: calls in the order in which they run.
 
+    lanes : elements of a vector. dtype : of constants and of what kernels hand to one another.
     traced : of one part of the batch. parts : how many there are; the calls of one part come after those of the other.
     outputs : the calls that make them. inputs, output_nodes : of the graph.
     """
 
     traced: Traced
     lanes: int
+    dtype: str
     calls: tuple[Call, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -153,7 +155,7 @@ class _Lowering:
         signature = traced.exported.graph_signature
         self.user_inputs = [n for n in signature.user_inputs if isinstance(n, str)]
         self.user_outputs = [n for n in signature.user_outputs if isinstance(n, str)]
-        self.place = ops.Placement(frozenset(traced.targets))
+        self.place = ops.Placement(frozenset(traced.targets), frozenset(self.user_inputs), profile.dtype)
         self.layouts = self.place.layouts
         self.groups: list[list[fx.Node]] = []
         self.owner: dict[str, list[fx.Node]] = {}
@@ -175,7 +177,7 @@ class _Lowering:
         calls = [call for _, call in sorted(made, key=lambda item: item[0])]
         outputs = [self._output(name, i) for i, name in enumerate(self.user_outputs)]
         calls += outputs
-        return Network(self.traced, self.lanes, tuple(calls), tuple(self.user_inputs),
+        return Network(self.traced, self.lanes, self.place.dtype, tuple(calls), tuple(self.user_inputs),
                        tuple(call.name for call in outputs), tuple(self.user_outputs))
 
     # --- fusion -------------------------------------------------------------------------------------------------
@@ -420,8 +422,8 @@ class _Lowering:
                 return table[node.target](e, node)
         raise ops.refuse(node)
 
-    def _copy(self, name: str, node: fx.Node, layout: Layout) -> Call:
-        """A call that copies ``node`` into ``layout``."""
+    def _copy(self, name: str, node: fx.Node, layout: Layout, dtype: str | None = None) -> Call:
+        """A call that copies ``node`` into ``layout``, as ``dtype`` if that is another one than kernels hand to one another."""
 
         def emit(shapes: Shapes) -> Emitted:
             logical, given = tuple(shapes(node.name)), self.layouts.get(node.name)
@@ -432,14 +434,14 @@ class _Lowering:
                 e.op("relayout", own, source=str(given), result=str(layout), logical=logical, shape=shape)
             else:
                 e.gather(node, layout)
-            return Emitted(e.workload(shape), tuple(e.bindings))
+            return Emitted(e.workload(shape, dtype), tuple(e.bindings))
 
         return self._made(name, (), emit)
 
     def _output(self, name: str, position: int) -> Call:
         node = self.traced.nodes[name]
         again = f"#{position}" if name in self.user_outputs[:position] else ""
-        return self._copy(f"{name}@plain{again}", node, plain(len(self.traced.shape(name))))
+        return self._copy(f"{name}@plain{again}", node, plain(len(self.traced.shape(name))), "float32")
 
     def _checked(self, call: Call, shapes: Shapes) -> None:
         try:

@@ -31,10 +31,13 @@ class Placement:
     copies : (value, layout) -> name of the call that copies it into that layout.
     lies : (value, layout) in which a value lies as well as in its own.
     norms : convolution node name -> normalization folded into it.
-    parameters : names of the nodes that are constants.
+    parameters : names of the nodes that are constants. inputs : of those that are the network's inputs.
+    dtype : of constants and of what kernels hand to one another; the network's inputs are float32.
     """
 
     parameters: Container[str]
+    inputs: Container[str] = ()
+    dtype: str = "float32"
     layouts: dict[str, Layout | None] = field(default_factory=dict)
     moves: dict[str, tuple[fx.Node, tuple[fx.Node, ...]]] = field(default_factory=dict)
     copies: dict[tuple[str, Layout], str] = field(default_factory=dict)
@@ -57,6 +60,12 @@ class Placement:
         base = self.base(node)
         layout = self.layouts.get(base.name) or plain(len(shapes(base.name)))
         return views_of(base, layout, self.steps(node), shapes, pad)
+
+    def spec(self, shape: tuple[int, ...], binding: str | Constant) -> TensorSpec:
+        """Of the value or constant that is bound to a kernel's input, seen in ``shape``."""
+        if not isinstance(binding, str):
+            return TensorSpec(shape, "weight", self.dtype)
+        return TensorSpec(shape, "data", "float32" if binding in self.inputs else self.dtype)
 
     def is_constant(self, node: fx.Node) -> bool:
         return self.base(node).name in self.parameters
@@ -100,14 +109,14 @@ class Emitter:
         layout = layout or self.layout(node)
         copy = place.copies.get((place.key(node), layout))
         if copy is not None:
-            return self._input(TensorSpec(shape or self.physical(node, layout)), copy)
+            return self._input(shape or self.physical(node, layout), copy)
         if not place.is_constant(node) and (layout == own or (node.name, layout) in place.lies):
-            return self._input(TensorSpec(shape or self.physical(node, layout)), base.name)
+            return self._input(shape or self.physical(node, layout), base.name)
         return self.gather(node, layout)
 
     def memory_as(self, node: fx.Node, layout: Layout):
         """The memory of ``node``, which lies in ``layout``, and never a copy of it."""
-        return self._input(TensorSpec(self.physical(node, layout)), self.placement.base(node).name)
+        return self._input(self.physical(node, layout), self.placement.base(node).name)
 
     def gather(self, node: fx.Node, layout: Layout, spread: tuple[int, ...] | None = None):
         """``node`` copied element by element into ``layout``, after broadcasting it to the shape ``spread``."""
@@ -126,16 +135,17 @@ class Emitter:
             return self.constant(Raw(base.name)), views
         layout = self.placement.layouts[base.name]
         assert layout is not None
-        return self._input(TensorSpec((math.prod(layout.physical(self.shapes(base.name), self.lanes)),)), base.name), views
+        return self._input((math.prod(layout.physical(self.shapes(base.name), self.lanes)),), base.name), views
 
     def parameter(self, node: fx.Node) -> fx.Node | None:
         """The parameter or constant that ``node`` is, if it is one, unchanged."""
         return self.placement.base(node) if self.placement.is_constant(node) and not self.placement.steps(node) else None
 
     def constant(self, constant: Constant):
-        return self._input(TensorSpec(constant.shape(self.shapes, self.lanes), "weight"), constant)
+        return self._input(constant.shape(self.shapes, self.lanes), constant)
 
-    def _input(self, spec: TensorSpec, binding) -> tuple:
+    def _input(self, shape: tuple[int, ...], binding: str | Constant) -> tuple:
+        spec = self.placement.spec(shape, binding)
         for number, (known, bound) in enumerate(zip(self._inputs, self.bindings)):
             if known == spec and bound == binding:
                 return ("input", number)
@@ -150,11 +160,12 @@ class Emitter:
     def finish(self, node: fx.Node, result) -> None:
         self._result[node.name] = result
 
-    def workload(self, output_shape: tuple[int, ...]) -> Workload:
+    def workload(self, output_shape: tuple[int, ...], dtype: str | None = None) -> Workload:
+        """``dtype`` : of the result, where it is not that of what kernels hand to one another."""
         count = len(self._inputs)
         number = {"input": 0, "op": count}
         ops = tuple(OpCall.make(n, *(number[kind] + i for kind, i in args), **attrs) for n, args, attrs in self._pending)
-        return Workload(tuple(self._inputs), ops, TensorSpec(output_shape), self.macs)
+        return Workload(tuple(self._inputs), ops, TensorSpec(output_shape, dtype=dtype or self.placement.dtype), self.macs)
 
 
 # --- helpers for arguments --------------------------------------------------------------------------------------

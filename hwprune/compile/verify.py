@@ -9,8 +9,10 @@ from hwprune.arrays import relative_error
 from hwprune.graph.trace import evaluating
 from hwprune.runtime import Program
 
-#: Largest difference to torch's outputs, relative to their largest value, that is promised.
-TOLERANCE = 1e-4
+#: Type of a network's values -> largest difference to torch's outputs, relative to their largest value, that is promised. In
+#: float16 that depends on how deep the network is, and how it magnifies what is rounded off: ResNet-18 with random weights is off by
+#: 0.7 %, MobileNetV2 by 4 %.
+TOLERANCE = {"float32": 1e-4, "float16": 0.05}
 
 
 def output_error(program: Program, module: nn.Module, example: torch.Tensor, seed: int = 0) -> float:

@@ -157,7 +157,7 @@ class Measurer:
                 error = self._worker.ask("verify", workload=workload.to_json(), config=config)["error"]
             except WorkerLost:
                 error = math.inf
-            if error is not None and not error <= TOLERANCE:
+            if error is not None and not error <= TOLERANCE[workload.dtype]:
                 why = f"its result is off by {error:.1e} of the largest value"
                 self.store.record_failure(workload, config, self.context, why, effort)
                 del self._known[workload.key]

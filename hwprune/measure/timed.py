@@ -16,7 +16,7 @@ from hwprune.kernels import candidates, kernel_inputs, primfunc
 from hwprune.kernels.schedule import Config
 from hwprune.library import ALIGNMENT
 from hwprune.target import TargetProfile
-from hwprune.workload import OpCall, TensorSpec, Workload
+from hwprune.workload import DTYPE_BYTES, OpCall, TensorSpec, Workload
 
 
 #: The reference kernel, a product of 256 pixels by so many channels: it misses no cache, is long enough to time, and its
@@ -53,16 +53,21 @@ def link_kernels(
     operands = [operands_of(kernel_inputs(k.workload, Config.from_text(k.config))) for k in kernels]
     results = [k.workload.output for k in kernels]
     calls = [
-        KernelCall(f"kernel{i}", (*arguments, Argument(OUTPUT, 0, result.shape)))
+        KernelCall(f"kernel{i}", (*arguments, Argument(OUTPUT, 0, result.shape, result.dtype)))
         for i, ((arguments, _), result) in enumerate(zip(operands, results))
     ]
     sizes = [size for _, size in operands]
-    activations = [[t.size_bytes // 4 for t in k.workload.inputs if t.role != "weight"] for k in kernels]
+    activations = [[float32_elements(t) for t in k.workload.inputs if t.role != "weight"] for k in kernels]
     inputs = tuple(max(column) for column in zip_longest(*activations, fillvalue=0))
     threads = threads if profile.gpu is None else 1
-    facts = Facts(inputs, (max(r.size_bytes for r in results) // 4,), max(sizes), 0, threads, alone=True)
+    facts = Facts(inputs, (max(map(float32_elements, results)),), max(sizes), 0, threads, alone=True)
     link({c.symbol: f for c, f in zip(calls, functions)}, calls, facts, profile, out)
     return sizes
+
+
+def float32_elements(spec: TensorSpec) -> int:
+    """How many float32 take as much memory: what ``Facts`` counts inputs and outputs in."""
+    return -(-spec.size_bytes // DTYPE_BYTES["float32"])
 
 
 def operands_of(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
@@ -70,10 +75,10 @@ def operands_of(specs: Sequence[TensorSpec]) -> tuple[list[Argument], int]:
     arguments, activations, size = [], 0, 0
     for spec in specs:
         if spec.role == "weight":
-            arguments.append(Argument(WEIGHTS, size, spec.shape))
+            arguments.append(Argument(WEIGHTS, size, spec.shape, spec.dtype))
             size += -(-spec.size_bytes // ALIGNMENT) * ALIGNMENT
         else:
-            arguments.append(Argument(INPUT, activations, spec.shape))
+            arguments.append(Argument(INPUT, activations, spec.shape, spec.dtype))
             activations += 1
     return arguments, size
 
@@ -84,5 +89,6 @@ def reference(profile: TargetProfile) -> tuple[Workload, str]:
     h, w, c = REFERENCE["height"], REFERENCE["width"], -(-REFERENCE["channels"] // v) * v
     conv = OpCall.make("conv2d", 0, 1, padding=(0, 0, 0, 0), stride=(1, 1), dilation=(1, 1), groups=1, channels=0,
                        layout="nhwc", out=(1, h, w))
-    workload = Workload((TensorSpec((1, h, w, c)), TensorSpec((c // v, 1, 1, c, v), "weight")), (conv,), TensorSpec((1, h, w, c)))
+    image, weight = TensorSpec((1, h, w, c), dtype=profile.dtype), TensorSpec((c // v, 1, 1, c, v), "weight", profile.dtype)
+    workload = Workload((image, weight), (conv,), image)
     return workload, candidates(workload, profile)[0].to_text()

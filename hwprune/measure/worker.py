@@ -23,7 +23,7 @@ from hwprune.kernels import kernel_inputs
 from hwprune.kernels.schedule import Config
 from hwprune.library import Library, Memory, aligned
 from hwprune.measure.objects import Objects, kernel_name
-from hwprune.measure.timed import operands_of, reference
+from hwprune.measure.timed import float32_elements, operands_of, reference
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
@@ -92,15 +92,16 @@ class Kernels:
         self, workload: Workload, symbols: Mapping[str, str], built: Mapping[str, Path], spread_bytes: int
     ) -> dict[str, Timer]:
         activations = [t for t in workload.inputs if t.role != "weight"]
-        result = Argument(OUTPUT, 0, workload.output.shape)
+        result = Argument(OUTPUT, 0, workload.output.shape, workload.output.dtype)
         operands = [operands_of(kernel_inputs(workload, Config.from_text(text))) for text in symbols]
         calls = [KernelCall(symbol, (*arguments, result)) for symbol, (arguments, _) in zip(symbols.values(), operands)]
         most = max(size for _, size in operands)
-        facts = Facts(tuple(t.size_bytes // 4 for t in activations), (workload.output.size_bytes // 4,), most, 0, self.threads, alone=True)
+        outputs = (float32_elements(workload.output),)
+        facts = Facts(tuple(map(float32_elements, activations)), outputs, most, 0, self.threads, alone=True)
         library = self._load([built[symbol] for symbol in symbols.values()], tables(calls, facts))
-        inputs, output = [_noise(t.size_bytes) for t in activations], _noise(workload.output.size_bytes)
+        inputs, output = [_noise(t.size_bytes, t.dtype) for t in activations], _noise(workload.output.size_bytes)
         # two copies at least, so that none is read twice in a row
-        weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most), aligned(0)
+        weights, scratch = _noise(max(spread_bytes, 2 * most) if spread_bytes else most, workload.dtype), aligned(0)
         timers = {}
         for step, (text, (_, size)) in enumerate(zip(symbols, operands)):
             copies = weights.size // size if size else 1
@@ -117,7 +118,7 @@ class Kernels:
             raise CompileError(f"a kernel of the network cannot be built: {next(iter(failed.values()))}")
         library = self._load([built[symbol] for symbol in kernels], program)
         inputs, outputs = ([_noise(4 * n) for n in sizes] for sizes in (library.inputs, library.outputs))
-        weights = _noise(library.weights_bytes, _CONSTANT)
+        weights = _noise(library.weights_bytes, self.profile.dtype, _CONSTANT)
         return self._timer(library, Memory(inputs, outputs, weights, aligned(library.workspace_bytes)), 0, None)
 
     def _load(self, objects: Sequence[Path], program: str) -> Library:
@@ -130,10 +131,11 @@ class Kernels:
         return lambda runs: float(np.median(library.time_ns(memory, self.threads, runs, first, count))) / 1e3
 
 
-def _noise(size: int, scale: float = 1.0) -> np.ndarray:
-    """Random float32 numbers, ``size`` bytes of them; the same ones again after a megabyte."""
+def _noise(size: int, dtype: str = "float32", scale: float = 1.0) -> np.ndarray:
+    """Random numbers of a type, ``size`` bytes of them; after a megabyte of float32 the same ones again."""
     buffer = aligned(size)
-    buffer.view(np.float32)[:] = np.resize(_NOISE * np.float32(scale), size // 4)
+    values = buffer.view(dtype)
+    values[:] = np.resize((_NOISE * np.float32(scale)).astype(dtype), values.size)
     return buffer
 
 

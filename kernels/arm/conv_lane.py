@@ -32,7 +32,7 @@ Tile = tuple[int, int, int]
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if not profile.core.lane_broadcast or anchor is None or anchor.op not in ("conv2d", "dense"):
+    if not profile.core.lane_broadcast or anchor is None or anchor.op not in ("conv2d", "dense") or workload.dtype != "float32":
         return None
     geometry = Geometry(workload)
     if geometry.groups != 1 or geometry.ci < geometry.lanes:

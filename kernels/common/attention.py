@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hwprune.compile.layouts import parsed
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import address, exponential, unravel
+from hwprune.kernels.compute import address, as_type, exponential, unravel
 from hwprune.kernels.loops import FLOAT, Runs, constant, function, scratch, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
@@ -48,14 +48,14 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
 
 
 class _Operand:
-    """An operand seen through its views: ``operand(index of the last view)``."""
+    """An operand seen through its views, in float32: ``operand(index of the last view)``."""
 
     def __init__(self, buffer, views: str):
         self.buffer, self.views = buffer, parsed(views)
         self.shape = self.views[-1].shape
 
     def __call__(self, *index):
-        return self.buffer[address(self.views, index)]
+        return as_type(self.buffer[address(self.views, index)], FLOAT)
 
 
 def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
@@ -105,7 +105,7 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
                 vector(result, i * width + at, lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
         with T.serial(0, tirx.min(width, tokens - first)) as lane:
             with T.serial(0, size) as i:
-                T.buffer_store(y, result[i * width + lane], [head[0], first + lane, head[1] * outer + start + i])
+                T.buffer_store(y, as_type(result[i * width + lane], str(y.dtype)), [head[0], first + lane, head[1] * outer + start + i])
 
     Runs(outer, mt).each(mix)
     padding = int(y.shape[2]) - heads * outer
@@ -113,7 +113,7 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
         with T.If(head[1] == heads - 1):
             with T.Then():
                 with T.grid(tirx.min(width, tokens - first), padding) as (lane, column):
-                    T.buffer_store(y, constant(0.0), [head[0], first + lane, heads * outer + column])
+                    T.buffer_store(y, constant(0.0, str(y.dtype)), [head[0], first + lane, heads * outer + column])
 
 
 def _product(rows: int, nv: int, v: int, reduction: int, left, right):

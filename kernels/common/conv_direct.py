@@ -13,10 +13,10 @@ from typing import Sequence
 from tvm import s_tir, tirx
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import compute
+from hwprune.kernels.compute import FLOAT16_TERMS, compute
 from hwprune.kernels.schedule import Config, block_or_none, divisors, unroll, vectorize_innermost
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import DTYPE_BYTES, Workload
 
 name = "conv_direct"
 
@@ -76,13 +76,16 @@ class Geometry:
             self.stride, self.groups = anchor["stride"][0], anchor["groups"]
             self.border = any(anchor["padding"]) or anchor.get("layout", "nhwc") == "nchw" or source is None
         self.reduction = self.kh * self.kw * self.ci
+        self.item_bytes = DTYPE_BYTES[workload.dtype]
+        #: registers that a vector of sums takes
+        self.sum_registers = 2 if workload.dtype == "float16" and self.reduction > FLOAT16_TERMS else 1
 
 
 def _tiles(g: Geometry, profile: TargetProfile):
     """Register tiles that fit: accumulators plus the operands in flight stay within the register file."""
     # LLVM unrolls the reduction for an in-order core and loads far ahead: there more operands are in flight
     registers = profile.core.vector_registers - (profile.core.vector_registers // 4 if profile.core.in_order else 2)
-    wide = max(1, g.lanes // profile.lanes)
+    wide = max(1, g.lanes // profile.lanes) * g.sum_registers
     for cov in (c for c in divisors(g.blocks) if c <= 8):
         for wt in split_sizes(g.ow):
             for ht in (h for h in divisors(g.oh) if h <= 4):
@@ -138,10 +141,10 @@ def _cost(g: Geometry, profile: TargetProfile, tile: float, ht, cov, order, spli
         copies = tasks if split == "rows" else g.n * (threads if split == "channels" else 1)
         width = (g.ow - 1) * g.stride + g.kw
         cycles += copies * share * height * width * g.ci * g.groups / g.lanes * 1.5
-    weights = 4 * g.reduction * cov * g.lanes
-    rows_bytes = 4 * ((ht - 1) * g.stride + g.kh) * g.ow * g.stride * g.ci
+    weights = g.item_bytes * g.reduction * cov * g.lanes
+    rows_bytes = g.item_bytes * ((ht - 1) * g.stride + g.kh) * g.ow * g.stride * g.ci
     l1 = profile.memory.l1d_bytes
-    if order == "hwc" and 4 * g.reduction * g.blocks * g.lanes > l1:
+    if order == "hwc" and g.item_bytes * g.reduction * g.blocks * g.lanes > l1:
         cycles *= 1.10
     if order in ("hcw", "chw") and weights > l1:
         cycles *= 1.08

@@ -15,11 +15,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import expression, pooled
+from hwprune.kernels.compute import FLOAT16_TERMS, LOWEST_FLOAT16, as_type, expression, pooled
 from hwprune.kernels.loops import Runs, function, registers, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import DTYPE_BYTES, Workload
 
 name = "depthwise"
 
@@ -41,6 +41,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     g = _Geometry(workload)
     if not g.fits or g.channels % profile.lanes or len(workload.output.shape) != 4:
         return None
+    if g.weighted and g.sum_dtype == "float16" and g.kh * g.kw > FLOAT16_TERMS:
+        return None  # the sum is one of float32
     offered = []
     for wt, cov in _tiles(g, profile):
         for split in ("rows", "channels"):
@@ -62,6 +64,7 @@ class _Geometry:
         self.n, self.oh, self.ow, self.channels = workload.output.shape
         _, self.h, self.w, self.source_channels = workload.inputs[anchor.args[0]].shape
         self.kh, self.kw = workload.inputs[anchor.args[1]].shape[:2] if self.weighted else anchor["kernel"]
+        self.dtype = workload.dtype
         self.stride, self.dilation = anchor["stride"], anchor["dilation"]
         self.top, self.left = anchor["padding"][:2]
 
@@ -71,9 +74,16 @@ class _Geometry:
         return self.source_channels == self.channels and (not self.weighted or self.anchor["multiplier"] == 1)
 
     @property
+    def sum_dtype(self) -> str:
+        """Type of the accumulators: means are taken in float32."""
+        return self.dtype if self.weighted or self.anchor["kind"] == "max" else "float32"
+
+    @property
     def start(self) -> float:
         """What a result is if nothing inside of the input counts in it."""
-        return 0.0 if self.weighted else self.anchor["border"]
+        if self.weighted:
+            return 0.0
+        return max(self.anchor["border"], LOWEST_FLOAT16) if self.sum_dtype == "float16" else self.anchor["border"]
 
     @cached_property
     def reach(self) -> int:
@@ -109,10 +119,11 @@ def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, split: str, o
     cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
     units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units
-    image = 4 * oh * ow * stride**2 * profile.lanes * cov
+    item = DTYPE_BYTES[g.dtype]
+    image = item * oh * ow * stride**2 * profile.lanes * cov
     if order == "cy" and image * vectors > memory.l2_bytes / 2:
         cycles *= 1.1  # a vector here and there of memory that is far
-    if order == "yc" and 4 * kh * ow * stride * channels > memory.l1d_bytes:
+    if order == "yc" and item * kh * ow * stride * channels > memory.l1d_bytes:
         cycles *= 1.1
     return cycles
 
@@ -156,7 +167,7 @@ class _Builder:
         if self.g.weighted:
             return (lambda *index: self.cell), self.y.shape
         finished = pooled(call, (self.g.h, self.g.w))
-        return (lambda b, y, x, c: finished(self.cell, y, x)), self.y.shape
+        return (lambda b, y, x, c: as_type(finished(self.cell, y, x), self.g.dtype)), self.y.shape
 
     def _combined(self, total, pixel, weight):
         if self.g.weighted:
@@ -191,7 +202,7 @@ class _Builder:
 
     def _tile(self, batch, row, column, channel, size: int, inside: bool = False) -> None:
         g, taps = self.g, list(self._taps(column, size, inside))
-        acc = registers(size, self.cov, self.lanes, g.start)
+        acc = registers(size, self.cov, self.lanes, g.start, g.sum_dtype)
         lanes = tirx.Ramp(0, 1, self.lanes)
         (sy, sx), (ey, _) = g.stride, g.dilation
         start = row * sy - g.top
@@ -205,7 +216,7 @@ class _Builder:
                 for dx, j, offset in taps:
                     if offset not in pixels:
                         place = (batch, start + dy * ey, column * sx + offset - g.left, at)
-                        pixels[offset] = T.Bind(self.source[place])
+                        pixels[offset] = T.Bind(as_type(self.source[place], f"{g.sum_dtype}x{self.lanes}"))
                     if g.weighted and dx not in weights:
                         weights[dx] = T.Bind(self.weight[dy, dx, at])
                     T.buffer_store(acc[j, b], self._combined(acc[j, b][lanes], pixels[offset], weights.get(dx)), [lanes])

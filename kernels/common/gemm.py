@@ -22,7 +22,7 @@ from hwprune.cost.analytic import VECTOR_OPS
 from hwprune.kernels.common.conv_direct import Geometry
 from hwprune.kernels.compute import ELEMENTWISE, expression
 from hwprune.kernels.loops import (
-    FLOAT, Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
+    Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
 )  # fmt: skip
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
@@ -36,13 +36,13 @@ _LIGHT = 8
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
-    if anchor is None or anchor.op not in ("dense", "conv2d"):
+    if anchor is None or anchor.op not in ("dense", "conv2d") or workload.dtype != "float32":
         return None
     if anchor.op == "dense" and workload.output.shape[0] < 2:
         return None
     if anchor.op == "conv2d" and (profile.core.lane_broadcast or anchor["groups"] != 1 or anchor.get("layout", "nhwc") != "nhwc"):
         return None  # by lane, convolutions have a rule of their own
-    g = _Pixels(workload)
+    g = Pixels(workload)
     if g.lanes != profile.lanes:
         return None
     ranked = [
@@ -53,7 +53,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     return [config for _, config in ranked]
 
 
-class _Pixels(Geometry):
+class Pixels(Geometry):
     """Geometry of a product: pixels as (n, oh, ow), all of them in one row where nothing keeps rows apart."""
 
     def __init__(self, workload: Workload):
@@ -83,7 +83,7 @@ class _Pixels(Geometry):
         return tuple((out - 1) * stride + (kernel - 1) * dilation + 1 for out, kernel, stride, dilation in extents)
 
 
-def _tiles(g: _Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
+def _tiles(g: Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors): accumulators, a vector of weights for each column and a broadcast pixel fit."""
     spare = profile.core.vector_registers - (4 if profile.core.in_order else 1)
     found = set()
@@ -96,7 +96,7 @@ def _tiles(g: _Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str) -> float:
+def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border."""
     memory, threads = profile.memory, profile.threads
     panel = 4 * g.reduction * cov * g.lanes
@@ -105,7 +105,7 @@ def _cost(g: _Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split:
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
         cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
-    units = Runs(g.blocks, cov).count if split == "columns" else _units(g, ht, wt)
+    units = Runs(g.blocks, cov).count if split == "columns" else row_units(g, ht, wt)
     share = -(-units // threads) / units
     if split == "rows":  # all threads fetch all weights
         share += 0.03
@@ -121,7 +121,7 @@ def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
     return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / core.loads_per_cycle)
 
 
-def _units(g: _Pixels, ht: int, wt: int) -> int:
+def row_units(g: Pixels, ht: int, wt: int) -> int:
     """Tiles, or rows of them, that the threads share."""
     if g.flat or (g.n == 1 and g.oh == 1):
         return Runs(g.ow, wt).count
@@ -129,11 +129,11 @@ def _units(g: _Pixels, ht: int, wt: int) -> int:
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return function(workload, _Builder(workload, profile, config).statements)
+    return function(workload, Builder(workload, profile, config).statements)
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tile is. ``number`` counts the tiles of a panel that a thread has."""
 
     batch: tirx.Expr | int
@@ -148,9 +148,9 @@ class _Place:
         return [(i, j) for i in range(self.ht) for j in range(self.wt)]
 
 
-class _Builder:
+class Builder:
     def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
-        self.workload, self.profile, self.g = workload, profile, _Pixels(workload)
+        self.workload, self.profile, self.g = workload, profile, Pixels(workload)
         self.split = config["split"]
         self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
         self.panels = Runs(self.g.blocks, int(config["cov"]))
@@ -167,7 +167,7 @@ class _Builder:
         if g.border:
             self._copy()
         with T.parallel(threads) as thread:
-            self.result = None if self.light else scratch((self.largest,))
+            self.result = None if self.light else scratch((self.largest,), self.workload.dtype)
             part = (thread, threads)
 
             def panel(block, cov):
@@ -188,7 +188,7 @@ class _Builder:
         top, left, _, _ = self.workload.anchor["padding"]
         _, h, w, c = self.extent
         height, width = g.padded
-        copied = T.alloc_buffer((g.n, height, width, c), FLOAT)
+        copied = T.alloc_buffer((g.n, height, width, c), self.workload.dtype)
         source = self.source
         with T.parallel(0, g.n * height) as line:
             batch, row = line // height, line % height - top
@@ -197,7 +197,7 @@ class _Builder:
 
                 def pixel(lane):
                     value = source(batch, row, x - left, block * g.lanes + lane)
-                    return tirx.if_then_else(inside, value, constant(0.0))
+                    return tirx.if_then_else(inside, value, constant(0.0, self.workload.dtype))
 
                 vector(copied, (batch, line % height, x, block * g.lanes), pixel, g.lanes)
         self.source = lambda *index: copied[index]
@@ -215,13 +215,13 @@ class _Builder:
             def line(row, ht, above):
                 def tile(column, wt, before):
                     number = (turn * self.rows.count + above) * self.columns.count + before
-                    body(_Place(batch, row, column, ht, wt, number))
+                    body(Place(batch, row, column, ht, wt, number))
 
                 self.columns.numbered(tile, in_row)
 
             self.rows.numbered(line, part if in_row is None else None)
 
-    def _tile(self, place: _Place, block, cov: int) -> None:
+    def _tile(self, place: Place, block, cov: int) -> None:
         g, weight, pixels = self.g, self.weight, place.pixels
         acc = registers(len(pixels), cov, g.lanes)
         by_rows = self.split == "rows"
@@ -238,7 +238,7 @@ class _Builder:
     def _tap(self, block, dy, dx, k, lanes):
         return (block, dy, dx, k, lanes) if self.g.is_conv else (block, k, lanes)
 
-    def _pixel(self, place: _Place, i: int, j: int, dy, dx, k):
+    def _pixel(self, place: Place, i: int, j: int, dy, dx, k):
         g = self.g
         row = (place.row + i) * g.strides[0] + dy * g.dilations[0]
         column = (place.column + j) * g.strides[1] + dx * g.dilations[1]
@@ -246,7 +246,7 @@ class _Builder:
             return self.source(column, k)
         return self.source(place.batch, row, column, k)
 
-    def _write(self, place: _Place, block, cov: int, acc) -> None:
+    def _write(self, place: Place, block, cov: int, acc) -> None:
         g, pixels, lanes = self.g, place.pixels, tirx.Ramp(0, 1, self.g.lanes)
         if self.light:
             for (n, b), register in acc.items():
@@ -258,7 +258,7 @@ class _Builder:
             i, j = (0, n) if place.ht == 1 else (n // place.wt, n % place.wt)
             self._store(place, i, j, (block + b) * g.lanes, lambda lane: self.result[(n * cov + b) * g.lanes + lane])
 
-    def _store(self, place: _Place, i, j, first, cell) -> None:
+    def _store(self, place: Place, i, j, first, cell) -> None:
         """A vector of channels from ``first`` on of a pixel of the tile; ``cell(lane)`` is what the product gave."""
         pixel = (place.batch, place.row + i, place.column + j) if self.g.is_conv else (place.column + j,)
 

@@ -1,6 +1,7 @@
 """Layer normalization and softmax over the innermost axis: a row at a time, read from the nearest cache in each pass.
 
-Statistics are taken over the logical width: of the last vector only the lanes within it count.
+Statistics are taken over the logical width: of the last vector only the lanes within it count. They are in float32 whatever the
+row is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Callable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.kernels.compute import chain, exponential
-from hwprune.kernels.loops import Runs, constant, folded, function, scratch, vector
+from hwprune.kernels.compute import as_type, chain, exponential
+from hwprune.kernels.loops import FLOAT, Runs, constant, folded, function, scratch, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -37,7 +38,7 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     threads = profile.threads if config["split"] == "rows" else 1
 
     def statements(inputs, y):
-        x = inputs[anchor.args[0]]
+        x = _in_single(inputs[anchor.args[0]])
 
         def one(index, _):
             row(workload, inputs, x, y, index, profile.lanes)
@@ -84,29 +85,34 @@ def _plus(a, b):
     return a + b
 
 
+def _in_single(buffer) -> Callable[..., tirx.Expr]:
+    """What reads ``buffer`` in float32."""
+    return lambda *index: as_type(buffer[index], FLOAT)
+
+
 def _layer_norm(workload: Workload, inputs, x, y, row, v: int) -> None:
     width, eps = workload.anchor["width"], workload.anchor["eps"]
     statistics = scratch((2,))
-    total = _reduced(width, v, 0.0, _plus, lambda column: x[row, column])
+    total = _reduced(width, v, 0.0, _plus, lambda column: x(row, column))
     T.buffer_store(statistics, total[0] * constant(1.0 / width), [0])
     # the second pass is about the mean: the difference of two large sums would lose what matters
-    square = _reduced(width, v, 0.0, _plus, lambda c: (x[row, c] - statistics[0]) * (x[row, c] - statistics[0]))
+    square = _reduced(width, v, 0.0, _plus, lambda c: (x(row, c) - statistics[0]) * (x(row, c) - statistics[0]))
     T.buffer_store(statistics, constant(1.0) / T.sqrt(square[0] * constant(1.0 / width) + constant(eps)), [1])
-    value = chain(workload, inputs, lambda r, c: (x[r, c] - statistics[0]) * statistics[1])
+    value = chain(workload, inputs, lambda r, c: (x(r, c) - statistics[0]) * statistics[1])
     with T.serial(0, int(y.shape[1]) // v) as j:
         vector(y, (row, j * v), lambda lane: value(row, j * v + lane), v)
 
 
 def _softmax(workload: Workload, inputs, x, y, row, v: int) -> None:
-    width, blocks = workload.anchor["width"], int(y.shape[1]) // v
-    most = _reduced(width, v, _LOWEST, tirx.max, lambda column: x[row, column])
+    width, blocks, written = workload.anchor["width"], int(y.shape[1]) // v, _in_single(y)
+    most = _reduced(width, v, _LOWEST, tirx.max, lambda column: x(row, column))
     highest = scratch((1,))
     T.buffer_store(highest, most[0], [0])
     with T.serial(0, blocks) as j:
-        vector(y, (row, j * v), lambda lane: exponential(x[row, j * v + lane] - highest[0]), v)
-    total = _reduced(width, v, 0.0, _plus, lambda column: y[row, column])
+        vector(y, (row, j * v), lambda lane: exponential(x(row, j * v + lane) - highest[0]), v)
+    total = _reduced(width, v, 0.0, _plus, lambda column: written(row, column))
     scale = scratch((1,))
     T.buffer_store(scale, constant(1.0) / total[0], [0])
-    value = chain(workload, inputs, lambda r, c: y[r, c] * scale[0])
+    value = chain(workload, inputs, lambda r, c: written(r, c) * scale[0])
     with T.serial(0, blocks) as j:
         vector(y, (row, j * v), lambda lane: value(row, j * v + lane), v)

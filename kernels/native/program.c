@@ -15,7 +15,7 @@
 
 typedef int32_t (*kernel_t)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 typedef struct {
-  uint8_t space, rank;
+  uint8_t space, rank, bits;
   uint32_t shape;
   uint64_t offset, at;
 } argument_t;
@@ -62,7 +62,7 @@ static int32_t run_step(const step_t* step, const memory_t* m) {
   TVMFFIAny values[MOST_ARGUMENTS], result;
   const argument_t* a = &ARGUMENTS[step->first];
   for (uint32_t i = 0; i < step->count; ++i, ++a) {
-    tensors[i] = (DLTensor){.data = address(a, m), .device = {kDLCPU, 0}, .ndim = a->rank, .dtype = {kDLFloat, 32, 1},
+    tensors[i] = (DLTensor){.data = address(a, m), .device = {kDLCPU, 0}, .ndim = a->rank, .dtype = {kDLFloat, a->bits, 1},
                             .shape = (int64_t*)&SHAPES[a->shape]};
     values[i] = (TVMFFIAny){.type_index = kTVMFFIDLTensorPtr, .v_ptr = &tensors[i]};
   }
@@ -111,7 +111,7 @@ static int write_share(int task, hwprune_group_t* group, void* data) {
   const argument_t* a = &ARGUMENTS[w->step->first];
   while (a->space != INPUT)
     if (++a == &ARGUMENTS[w->step->first + w->step->count]) return 0;
-  int64_t lines = (int64_t)sizeof(float);
+  int64_t lines = a->bits / 8;
   for (int d = 0; d < a->rank; ++d) lines *= SHAPES[a->shape + d];
   lines /= LINE_BYTES;
   char* first = (char*)address(a, w->memory);

@@ -1,13 +1,14 @@
 """Every kernel family on each AArch64 board under qemu, against torch in float64: artifacts as users get them.
 
 The banks are those that this machine's kernels are tested with, and drawn ones; each is one artifact and one start of the
-emulator. Then further schedules of each family: what is fastest on a board may be any of them.
+emulator. Then further schedules of each family: what is fastest on a board may be any of them. Then some of it in float16.
 """
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,3 +131,62 @@ def test_tiles_of_two_vectors_of_channels_where_their_number_is_prime(on_board, 
     assert len(chosen) == 3
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < TOLERANCE, [c.to_text() for c in chosen]
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------
+
+HALF = "rpi5-fp16"
+#: Of float16 against torch in float64: a sum of 171 terms in one piece is off by 0.6 %.
+HALF_TOLERANCE = 0.01
+HALF_BANKS = ("grouped_wide", "pools", "elementwise", "rows")
+
+
+@pytest.mark.parametrize("bank, name", [pytest.param(b, n, id=f"{b}-{n}") for b in HALF_BANKS for n in BANKS[b][0]()])
+def test_operator_in_float16_computes_what_torch_computes(results, bank, name):
+    outcome = results(HALF, bank)
+    assert relative_error(outcome.found[name], outcome.expected[name]) < HALF_TOLERANCE
+
+
+@pytest.mark.parametrize("seed", [301, 302])
+def test_drawn_shapes_in_float16_compute_what_torch_computes(on_board, seed):
+    torch.manual_seed(seed)
+    operators, shape = random_operators(seed)
+    found, expected = on_board(HALF, randomized(Bank(operators, True)), (torch.randn(shape),))
+    for name, f, e in zip(operators, found, expected, strict=True):
+        assert relative_error(f, e) < HALF_TOLERANCE, f"{name} of {shape}"
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_every_schedule_in_float16_computes_what_torch_computes(on_board, number):
+    torch.manual_seed(number)
+    module = randomized(SideBySide([operator for operator, _ in OPERATORS.values()]))
+    inputs = tuple(torch.randn(shape) for _, shape in OPERATORS.values())
+    chosen = []
+
+    def pick(offered):
+        some = sample(list(offered))
+        chosen.append(some[(number + 1) % len(some)])
+        return chosen[-1]
+
+    found, expected = on_board(HALF, module, inputs, pick)
+    assert any(c.rule == "conv_lane_half" for c in chosen)
+    for name, f, e in zip(OPERATORS, found, expected, strict=True):
+        assert relative_error(f, e) < HALF_TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+
+
+def test_long_reductions_in_float16_are_added_up_in_pieces(on_board):
+    """3x3 windows of 8, 40 and 203 channels, and rows of 1,100: one piece a row of the window, a tap, part of a tap. A sum of
+    1,827 terms in float16 alone is off by some 0.6 % of its standard deviation (sqrt(1827 / 2) roundings of 0.02 %)."""
+    torch.manual_seed(0)
+    operators = [nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(40, 16, 3, padding=1), nn.Conv2d(203, 24, 3, padding=1), nn.Linear(1100, 40)]
+    inputs = tuple(torch.randn(1, c, 5, 6) for c in (8, 40, 203)) + (torch.randn(3, 1100),)
+    chosen = []
+
+    def pick(offered):
+        chosen.append(offered[0].rule)
+        return offered[0]
+
+    found, expected = on_board(HALF, SideBySide(operators), inputs, pick)
+    assert chosen.count("conv_lane_half") == len(operators)
+    for f, e in zip(found, expected, strict=True):
+        assert np.sqrt(np.mean((f - e) ** 2)) < 0.003 * e.std()

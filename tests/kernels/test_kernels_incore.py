@@ -11,7 +11,7 @@ from functools import lru_cache
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.incore import CORES, SHAPES, convolution, profile_of
+from benchmarks.incore import CORES, FLOAT16_CORES, SHAPES, convolution, profile_of
 from torch import nn
 
 from hwprune.compile.lower import lower
@@ -100,6 +100,20 @@ def test_the_tool_knows_every_instruction_that_counts(core, shape):
     assert [line for line in found.unknown if not _COUNTING.match(line)] == []
 
 
+@pytest.mark.parametrize("core", FLOAT16_CORES)
+@every_shape
+def test_float16_multiplies_eight_lanes_by_lane_and_spills_nothing(core, shape):
+    profile = profile_of(core)
+    workload = convolution(*shape, profile)
+    config = candidates(workload, profile)[0]
+    assert config.rule == "conv_lane_half"
+    found = predict(build({"kernel": primfunc(workload, profile, config)}, profile).inspect_source("s"), profile)
+    by_lane = [line for line in found.loop.instructions if re.match(r"fmla v\d+\.8h, v\d+\.8h, v\d+\.h\[\d\]$", line)]
+    assert found.loop.multiply_adds == len(by_lane) > 0
+    assert found.fma_fraction >= LEAST_FRACTION and not found.loop.spills, "\n".join(found.loop.body)
+    assert [line for line in found.unknown if not _COUNTING.match(line)] == []
+
+
 class Depthwise(nn.Module):
     """A depthwise convolution whose input a kernel made."""
 
@@ -111,7 +125,7 @@ class Depthwise(nn.Module):
         return F.relu6(self.conv(F.hardswish(x)))
 
 
-@every_core
+@pytest.mark.parametrize("core", [*CORES, *FLOAT16_CORES])
 @pytest.mark.parametrize("channels, size, stride, kernel", [(144, 56, 1, 3), (88, 56, 2, 3), (72, 28, 1, 5), (37, 19, 1, 3)])
 def test_depthwise_loop_spills_nothing(core, channels, size, stride, kernel):
     profile = profile_of(core)

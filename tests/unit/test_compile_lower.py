@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hwprune.compile.constants import Bias, ConvWeight
+from hwprune.compile.constants import Bias, ConvWeight, as_type
 from hwprune.compile.lower import Network, lower
 from hwprune.errors import CompileError, UnsupportedOperator
 from hwprune.graph import trace
 from hwprune.target import load_file, shipped_folder
 
 PROFILE = load_file(shipped_folder() / "x86.toml")  # eight lanes
+HALF = load_file(shipped_folder() / "rpi5-fp16.toml")  # eight lanes of float16
 
 
 class Fn(nn.Module):
@@ -404,3 +406,44 @@ def test_other_types_than_float32_are_refused():
         lower(trace(module.eval(), torch.randn(1, 8, dtype=torch.float64)), PROFILE)
     with pytest.raises(CompileError, match="input 'input' is torch.float64"):
         lower(trace(nn.ReLU(), torch.randn(1, 8, dtype=torch.float64)), PROFILE)
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------
+
+
+def test_all_but_inputs_and_outputs_is_in_float16():
+    traced = trace(Small(True).eval(), torch.randn(1, 3, 8, 8))
+    single, half = lower(traced, PROFILE), lower(traced, HALF)
+    assert kernels(half) == kernels(single)
+    for call, emitted in zip(half.calls, half.emitted()):
+        for spec, binding in zip(emitted.workload.inputs, emitted.bindings):
+            assert spec.dtype == ("float32" if binding in half.inputs else "float16")
+        assert emitted.workload.output.dtype == ("float32" if call.name in half.outputs else "float16")
+        assert emitted.workload.dtype == "float16"
+    assert {w.key for w in half.workloads()}.isdisjoint(w.key for w in single.workloads())
+
+
+def test_float16_takes_half_the_memory():
+    traced = trace(Small().eval(), torch.randn(1, 3, 8, 8))
+    single, half = lower(traced, PROFILE), lower(traced, HALF)
+    assert 2 * half.weight_bytes() == single.weight_bytes()
+    outside = 4 * (3 * 8 * 8 + 5)  # image and classes stay float32
+    assert half.memory().workspace_bytes < 0.6 * single.memory().workspace_bytes
+    assert half.memory().peak_bytes == half.memory().workspace_bytes + outside
+
+
+def test_network_that_hands_its_input_on_keeps_it_in_float32():
+    [workload] = lower(trace(Fn(lambda self, x: x.transpose(1, 2)).eval(), torch.randn(2, 3, 5)), HALF).workloads()
+    assert workload.dtype == "float32"
+
+
+@pytest.mark.parametrize("value, rounded", [(65504.0, 65504.0), (65519.0, 65504.0), (-65519.0, -65504.0), (1e-9, 0.0)])
+def test_weights_are_rounded_to_float16(value: float, rounded: float):
+    found = as_type(np.array([value, 1.0], np.float32), "float16")
+    assert found.dtype == np.float16 and found[0] == rounded
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e6])
+def test_weight_that_float16_does_not_hold_is_refused(value: float):
+    with pytest.raises(CompileError, match="is beyond 65504, the largest of float16; leave `core.precision` of the target at fp32"):
+        as_type(np.array([1.0, value], np.float32), "float16")

@@ -99,6 +99,19 @@ def test_what_winograd_and_activations_use_takes_time(model, line):
     assert found.known and found.latency >= 1 and sum(cycles for cycles, _ in found.uses) >= 0.5
 
 
+#: What kernels in float16 have beside loads and integers.
+HALVES = (
+    "fmla v0.8h, v1.8h, v2.h[3]", "fcvtl2 v0.4s, v1.8h", "fcvtn v0.4h, v1.4s", "fadd v0.8h, v1.8h, v2.8h", "fmaxnm v0.8h, v1.8h, v2.8h",
+    "fmul v0.8h, v1.8h, v2.8h", "ld1r { v0.8h }, [x1], #2", "ldr h0, [x1, #6]", "str h0, [x1, #2]", "fcvt s0, h1", "dup v0.8h, v1.h[2]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", HALVES)
+def test_what_float16_uses_takes_time(line):
+    found = figures_of("N1", form(line))
+    assert found.known and found.latency >= 2 and sum(cycles for cycles, _ in found.uses) >= 0.5
+
+
 def test_what_nobody_knows_is_named():
     strange = "tbx v0.8b, { v1.16b }, v2.8b"
     assert bounds(["fmla v0.4s, v1.4s, v2.4s", strange], "A72", carried=True)[2] == [strange]

@@ -28,7 +28,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_the_shipped_targets() -> None:
     cuda = ["a100", "cuda", "h100", "h200", "jetson-orin", "rtx3090", "rtx4090"]
-    assert SHIPPED == sorted(["android-arm64", "arm", "graviton", "rk3399", "rpi3", "rpi4", "rpi5", "x86", "x86-avx512", *cuda])
+    assert SHIPPED == sorted(["android-arm64", "arm", "graviton", "rk3399", "rpi3", "rpi4", "rpi5", "rpi5-fp16", "x86", "x86-avx512", *cuda])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -46,6 +46,7 @@ def test_shipped_profiles_are_valid_and_name_a_source_for_every_figure(name: str
         ("rk3399", 28.8),  # 2 x 4 x 1 x 1.8 x 2
         ("graviton", 160.0),  # 2 x 4 x 2 x 2.5 x 4
         ("rpi5", 153.6),  # 2 x 4 x 2 x 2.4 x 4
+        ("rpi5-fp16", 307.2),  # 2 x 8 lanes x 2 x 2.4 x 4
         ("x86", 192.0),  # 2 x 8 x 2 x 3.0 x 2
         ("x86-avx512", 160.0 * 2),  # 2 x 16 x 2 x 2.5 x 2
         ("a100", 19_491.84),  # 2 x 64 multiply-adds x 1.41 GHz x 108 SMs
@@ -122,6 +123,8 @@ def test_unknown_target_names_the_nearest(folder: Path) -> None:
         ('[source]\n"core.speed" = "a book"\n', "`source` names 'core.speed'"),
         ("schema = 7\n", "`schema` = 7: this hwprune reads schema 1"),
         ('name = "other"\n', "`name` = 'other', but the file is mine.toml"),
+        ('[core]\nprecision = "fp16"\n', "needs `architecture` = 'aarch64' and '+fullfp16' in `codegen.mattr`"),
+        ('[core]\nprecision = "half"\n', "`core.precision` = 'half': input should be 'fp32' or 'fp16'"),
         ('host = "aarch64"\n', "`host` is for GPUs, but got (host='aarch64', architecture='aarch64')"),
         ("cores = [\n", "is not TOML"),
     ],
@@ -220,6 +223,17 @@ def test_digest_of_a_profile_that_gives_more_bandwidths_is_another_one() -> None
     more = plain.model_copy(update={"memory": plain.memory.model_copy(update={"l1_gb_per_s": 20.0})})
     assert more.digest() != plain.digest()
     assert "l1_gb_per_s" not in to_toml(plain) and "l1_gb_per_s = 20.0" in to_toml(more)
+
+
+def test_float16_is_another_target_and_float32_is_none(folder: Path) -> None:
+    rpi5, half = target.load("rpi5"), target.load("rpi5-fp16")
+    assert (rpi5.dtype, rpi5.lanes, half.dtype, half.lanes) == ("float32", 4, "float16", 8)
+    said = target.load_file(write(folder, "mine", 'extends = "rpi5"\n[core]\nprecision = "fp32"\n'))
+    assert said.digest() == rpi5.digest() != half.digest()
+
+
+def test_a_processor_says_that_it_has_float16_in_its_own_words() -> None:
+    assert target.features_of("fp asimd fphp asimdhp") == {"fp", "neon", "fphp", "fullfp16"}
 
 
 def test_programs_of_a_gpu_run_on_its_hosts_processor(folder: Path) -> None:

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "../pages.h"
 #include "text.h"
@@ -51,7 +52,11 @@ Buffer::Buffer(size_t bytes) : size_((std::max<size_t>(bytes, 1) + kAlignment - 
   uint32_t state = 2463534242u;  // xorshift; zeros or subnormal numbers would be multiplied at another speed
   for (size_t i = 0; i < size_ / sizeof(float); ++i) {
     state ^= state << 13, state ^= state >> 17, state ^= state << 5;
-    values[i] = static_cast<float>(state) / 2147483648.0f - 1.0f;
+    const float value = static_cast<float>(state) / 2147483648.0f - 1.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits = (bits & 0xFFFF0000u) | bits >> 16;  // as two float16 they are normal numbers too, of magnitude 0.1 to 2
+    std::memcpy(&values[i], &bits, sizeof(bits));
   }
 }
 

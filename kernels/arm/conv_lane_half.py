@@ -1,0 +1,186 @@
+"""Convolution and matrix product in float16, on cores whose multiply-add takes one lane of a register for all lanes.
+
+Tiles, loops around them and the copy of the border are gemm's. As in conv_lane, ``lanes`` consecutive channels of a pixel are
+one load, and each multiply-add picks its channel by lane.
+
+A sum in float16 loses digits as it grows: after n terms its error is about sqrt(n / 2) times what storing it rounds off. So the
+accumulators hold a piece of the reduction only, and the sums of p pieces of n terms are added up beside them: the error is
+sqrt((n + p) / 2) times that. Of the 4608 terms of ResNet-18's last layers that leaves a sixth. Adding up pieces twice as long in
+float32 is no better before some 4,000 terms, and took more cycles (10 % over the multiply-adds instead of 3 % in those layers,
+simulated): a Cortex-A76 converts float16 at a quarter of the speed at which it multiplies and adds.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import product
+from typing import Callable, Sequence
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hwprune.kernels.common import gemm
+from hwprune.kernels.loops import Registers, Runs, function, registers, scratch, vector
+from hwprune.kernels.schedule import Config
+from hwprune.target import TargetProfile
+from hwprune.workload import Workload
+
+name = "conv_lane_half"
+
+_HALF = "float16"
+#: Terms of a piece: the square root of a long reduction, where both sums are equally long.
+_PIECE_TERMS = 64
+#: Registers that a tile leaves free. The multiply-add of float16 takes lanes of the lower sixteen only, so that pixels have to lie
+#: there: with fewer to spare, LLVM moves them through the stack.
+_SPARE = 6
+#: Cycles that a load beside multiply-adds is thought to cost: of equal tiles, the one with fewer loads comes first.
+_LOAD_WEIGHT = 0.05
+#: Vector instructions that add a piece to the sum of those before it, which is not in registers.
+_ADDING_UP = 3
+
+
+def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
+    anchor = workload.anchor
+    if not profile.core.lane_broadcast or workload.dtype != _HALF or anchor is None or anchor.op not in ("dense", "conv2d"):
+        return None
+    if anchor.op == "conv2d" and (anchor["groups"] != 1 or anchor.get("layout", "nhwc") != "nhwc"):
+        return None
+    if anchor.args[0] >= len(workload.inputs) or workload.inputs[anchor.args[0]].shape[-1] % profile.lanes:
+        return None  # channels are read by whole vectors
+    g = gemm.Pixels(workload)
+    if g.lanes != profile.lanes or g.ci < g.lanes:
+        return None
+    ranked = [
+        (_cost(g, profile, tile, split), Config.make(name, ht=tile[0], wt=tile[1], cov=tile[2], split=split))
+        for tile, split in product(_tiles(g, profile), ("columns", "rows"))
+    ]
+    ranked.sort(key=lambda item: item[0])
+    return [config for _, config in ranked]
+
+
+def _tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
+    """Register tiles (rows, columns, vectors): accumulators, a vector of each pixel, the weights of a step and one of the next."""
+    found = set()
+    for cov in range(1, min(g.blocks, 8) + 1):
+        most = (profile.core.vector_registers - _SPARE - cov - 1) // (cov + 1)
+        for wt in range(1, min(most, g.ow) + 1):
+            wt = Runs(g.ow, wt).largest
+            ht = min(most // wt, g.oh)
+            found |= {(Runs(g.oh, h).largest, wt, Runs(g.blocks, cov).largest) for h in range(max(1, ht - 1), ht + 1)}
+    return sorted(found)
+
+
+def _cost(g: gemm.Pixels, profile: TargetProfile, tile: tuple[int, int, int], split: str) -> float:
+    """Cycles: register tiles of all sizes, threads in step, copies of the border."""
+    core, threads, (ht, wt, cov) = profile.core, profile.threads, tile
+    rows, columns, panels = Runs(g.oh, ht), Runs(g.ow, wt), Runs(g.blocks, cov)
+    pieces = _Pieces.of(g).count
+    cycles = 0.0
+    for (tall, h), (wide, w), (many, v) in product(rows.sizes, columns.sizes, panels.sizes):
+        steps = _group_cycles(h * w, v, g.lanes, profile) * g.reduction / g.lanes
+        cycles += g.n * tall * wide * many * (steps + (3 + _ADDING_UP * pieces) * h * w * v / core.fma_per_cycle + 20)
+    units = panels.count if split == "columns" else gemm.row_units(g, ht, wt)
+    share = -(-units // threads) / units
+    if split == "rows":  # all threads fetch all weights
+        share += 0.03
+    cycles *= share
+    if g.border:
+        height, width = g.padded
+        cycles += g.n * height * width * g.ci / g.lanes * 1.5 / threads + profile.overhead.kernel_us * core.frequency_mhz
+    return cycles
+
+
+def _group_cycles(pixels: int, vectors: int, lanes: int, profile: TargetProfile) -> float:
+    """Cycles of ``lanes`` steps of the reduction: ports, latency and loads."""
+    core = profile.core
+    fmas, loads = lanes * pixels * vectors, pixels + lanes * vectors
+    # as many loads as multiply-adds start in a cycle; those that hold up none still fill the queues
+    cycles = max(fmas, loads) / core.fma_per_cycle + max(core.vector_load_cycles, _LOAD_WEIGHT) * loads
+    return max(cycles, lanes * core.fma_latency_cycles)
+
+
+class _Pieces:
+    """How a reduction over (rows of the kernel, columns, vectors of channels) is cut, from the outermost axis on.
+
+    outer : whole axes, each iteration of which is a piece, or more. channels : vectors of channels of a piece, where the
+    channels are cut as well.
+    """
+
+    def __init__(self, outer: int, channels: int, count: int):
+        self.outer, self.channels, self.count = outer, channels, count
+
+    @staticmethod
+    def of(g: gemm.Pixels) -> "_Pieces":
+        groups = g.ci // g.lanes
+        for outer, terms, count in ((0, g.reduction, 1), (1, g.kw * g.ci, g.kh), (2, g.ci, g.kh * g.kw)):
+            if terms <= _PIECE_TERMS:
+                return _Pieces(outer, groups, count)
+        parts = -(-groups // max(1, _PIECE_TERMS // g.lanes))
+        return _Pieces(3, -(-groups // parts), g.kh * g.kw * (parts + (g.ci % g.lanes > 0)))
+
+
+def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
+    return function(workload, _Builder(workload, profile, config).statements)
+
+
+class _Builder(gemm.Builder):
+    def _tile(self, place: gemm.Place, block, cov: int) -> None:
+        g, pieces, count = self.g, _Pieces.of(self.g), len(place.pixels)
+        acc = registers(count, cov, g.lanes, dtype=_HALF)
+        total = registers(count, cov, g.lanes, dtype=_HALF) if pieces.count > 1 else None
+        staged = [scratch((g.lanes,), _HALF) for _ in place.pixels]
+
+        def group(dy, dx, first, channels: int) -> None:
+            self._group(place, block, acc, staged, (dy, dx, first), channels)
+
+        def channels(dy, dx, first, groups, rest: int) -> None:
+            with T.serial(0, groups) as step:
+                group(dy, dx, (first + step) * g.lanes, g.lanes)
+            if rest:
+                group(dy, dx, g.ci // g.lanes * g.lanes, rest)
+
+        whole, rest = divmod(g.ci, g.lanes)
+        with ExitStack() as loops:
+            at = [loops.enter_context(T.serial(0, extent)) for extent in (g.kh, g.kw)[: pieces.outer]]
+            if pieces.outer < 3:
+                _piece(acc, total, g.lanes, lambda: _inside(at, (g.kh, g.kw), lambda dy, dx: channels(dy, dx, 0, whole, rest)))
+            else:
+                with T.serial(0, -(-whole // pieces.channels)) as part:
+                    first = part * pieces.channels
+                    size = pieces.channels if whole % pieces.channels == 0 else tirx.min(pieces.channels, whole - first)
+                    _piece(acc, total, g.lanes, lambda: channels(*at, first, size, 0))
+                if rest:
+                    _piece(acc, total, g.lanes, lambda: group(*at, whole * g.lanes, rest))
+        self._write(place, block, cov, total or acc)
+
+    def _group(self, place: gemm.Place, block, acc: Registers, staged: Sequence[tirx.Buffer], at, channels: int) -> None:
+        """acc += the products of ``channels`` channels from ``at`` = (row, column, channel) on: each pixel is one load."""
+        g, (dy, dx, first) = self.g, at
+        lanes = tirx.Ramp(0, 1, g.lanes)
+        for buffer, (i, j) in zip(staged, place.pixels):
+            vector(buffer, 0, lambda lane, i=i, j=j: self._pixel(place, i, j, dy, dx, first + lane), g.lanes)
+        vectors = max(j for _, j in acc) + 1
+        for c in range(channels):
+            weights = [T.Bind(self.weight[self._tap(block + j, dy, dx, first + c, lanes)]) for j in range(vectors)]
+            for i, buffer in enumerate(staged):
+                x = T.Bind(tirx.Broadcast(buffer[c], g.lanes))
+                for j, weight in enumerate(weights):
+                    T.buffer_store(acc[i, j], acc[i, j][lanes] + x * weight, [lanes])
+
+
+def _inside(at: list, extents: tuple[int, int], body: Callable) -> None:
+    """``body(dy, dx)`` in loops over those of ``extents`` that ``at`` has no number of yet."""
+    with ExitStack() as loops:
+        body(*at, *(loops.enter_context(T.serial(0, extent)) for extent in extents[len(at) :]))
+
+
+def _piece(acc: Registers, total: Registers | None, lanes: int, body: Callable[[], None]) -> None:
+    """What ``body`` adds to ``acc`` added to ``total``; there is none where the reduction is one piece."""
+    if total is None:
+        return body()
+    whole = tirx.Ramp(0, 1, lanes)
+    for register in acc.values():
+        T.buffer_store(register, tirx.Broadcast(tirx.const(0.0, _HALF), lanes), [whole])
+    body()
+    for cell, register in acc.items():
+        T.buffer_store(total[cell], total[cell][whole] + register[whole], [whole])
