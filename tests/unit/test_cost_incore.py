@@ -51,6 +51,18 @@ def test_the_hottest_loop_multiplies_and_adds_most():
         incore.hottest_loop("kernel:\n  ret\n", shipped("rpi4"))
 
 
+def test_a_small_tile_that_is_unrolled_further_is_not_the_hottest():
+    def loop(label: str, accumulators: int, times: int) -> str:
+        adds = [f"  fmla v{n}.4s, v30.4s, v31.s[{t}]" for t in range(times) for n in range(accumulators)]
+        return "\n".join([f"{label}:", *adds, f"  b.ne {label}"])
+
+    text = "\n".join(["kernel:", loop(".LBB0_1", 4, 2), loop(".LBB0_2", 3, 4), "  ret", ""])
+    found = incore.hottest_loop(text, shipped("rpi4"))
+    assert (found.accumulators, found.multiply_adds) == (4, 8)
+    x86 = incore.Loop(("vfmadd231ps (%rax){1to16}, %zmm1, %zmm2", "vfmadd231ps %zmm3, %zmm1, %zmm2", "vfmadd213ps %zmm3, %zmm1, %zmm4"), "x86_64")
+    assert (x86.accumulators, x86.multiply_adds) == (2, 3)
+
+
 @pytest.fixture
 def tool_says(monkeypatch):
     """``tool_says(cycles, latency)``: what stands for the profile's tool says so of any loop."""
