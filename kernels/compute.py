@@ -156,24 +156,26 @@ def _sigmoid(x):
     return _const(x, 1.0) / (_const(x, 1.0) + exponential(-x))
 
 
+def _polynomial(x, first, *rest):
+    """By Horner's rule, the coefficient of the highest power first."""
+    value = _const(x, first)
+    for c in rest:
+        value = value * x + _const(x, c)
+    return value
+
+
 def _silu(x):
     """x sigmoid(x), with sigmoid(x) - 1/2 as an odd quotient of polynomials: half the instructions of one with an exponential.
 
-    Absolute error of the sigmoid below 9e-8 and rounding; it is not relative to the sigmoid's own size where x < 0. Weighted least squares, reweighted until the
-    error is even over 0 <= x <= 16.6 (Loeb's algorithm; Barrodale and Mason, 1970).
+    Absolute error of the sigmoid below 9e-8 and rounding; it is not relative to the sigmoid's own size where x < 0. Weighted least
+    squares, reweighted until the error is even over 0 <= x <= 16.6 (Loeb's algorithm; Barrodale and Mason, 1970).
     """
     x = tirx.max(x, _const(x, -16.6))  # below, the sigmoid is that of -16.6, and x not larger
     clamped = tirx.min(x, _const(x, 16.6))
     square = clamped * clamped
 
-    def polynomial(first, *rest):
-        value = _const(x, first)
-        for c in rest:
-            value = value * square + _const(x, c)
-        return value
-
-    above = polynomial(4.2968427038658774e-08, 4.5462158595910296e-05, 0.00805384386330843, 0.2499997913837433)
-    below = polynomial(9.085180940893167e-10, 3.6395063034433406e-06, 0.001477715210057795, 0.11554793268442154, 1.0)
+    above = _polynomial(square, 4.2968427038658774e-08, 4.5462158595910296e-05, 0.00805384386330843, 0.2499997913837433)
+    below = _polynomial(square, 9.085180940893167e-10, 3.6395063034433406e-06, 0.001477715210057795, 0.11554793268442154, 1.0)
     return x * (clamped * above / below + _const(x, 0.5))
 
 
@@ -182,15 +184,9 @@ def _erf(x):
     x = _clip(x, -4.0, 4.0)
     square = x * x
 
-    def polynomial(first, *rest):
-        value = _const(x, first)
-        for c in rest:
-            value = value * square + _const(x, c)
-        return value
-
-    above = polynomial(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+    above = _polynomial(square, -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
                        -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
-    below = polynomial(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+    below = _polynomial(square, -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
                        -1.42647390514189e-02)
     return x * above / below
 

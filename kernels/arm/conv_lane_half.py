@@ -60,34 +60,19 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 def _tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors): accumulators, a vector of each pixel, the weights of a step and one of the next."""
-    found = set()
-    for cov in range(1, min(g.blocks, 8) + 1):
-        most = (profile.core.vector_registers - _SPARE - cov - 1) // (cov + 1)
-        for wt in range(1, min(most, g.ow) + 1):
-            wt = Runs(g.ow, wt).largest
-            ht = min(most // wt, g.oh)
-            found |= {(Runs(g.oh, h).largest, wt, Runs(g.blocks, cov).largest) for h in range(max(1, ht - 1), ht + 1)}
-    return sorted(found)
+    return gemm.even_tiles(g, 8, lambda cov: (profile.core.vector_registers - _SPARE - cov - 1) // (cov + 1))
 
 
 def _cost(g: gemm.Pixels, profile: TargetProfile, tile: tuple[int, int, int], split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, copies of the border."""
-    core, threads, (ht, wt, cov) = profile.core, profile.threads, tile
+    core, (ht, wt, cov) = profile.core, tile
     rows, columns, panels = Runs(g.oh, ht), Runs(g.ow, wt), Runs(g.blocks, cov)
     pieces = _Pieces.of(g).count
     cycles = 0.0
     for (tall, h), (wide, w), (many, v) in product(rows.sizes, columns.sizes, panels.sizes):
         steps = _group_cycles(h * w, v, g.lanes, profile) * g.reduction / g.lanes
         cycles += g.n * tall * wide * many * (steps + (3 + _ADDING_UP * pieces) * h * w * v / core.fma_per_cycle + 20)
-    units = panels.count if split == "columns" else gemm.row_units(g, ht, wt)
-    share = -(-units // threads) / units
-    if split == "rows":  # all threads fetch all weights
-        share += 0.03
-    cycles *= share
-    if g.border:
-        height, width = g.padded
-        cycles += g.n * height * width * g.ci / g.lanes * 1.5 / threads + profile.overhead.kernel_us * core.frequency_mhz
-    return cycles
+    return gemm.shared_out(g, profile, cycles, tile, split)
 
 
 def _group_cycles(pixels: int, vectors: int, lanes: int, profile: TargetProfile) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Sequence
+from typing import Callable, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -86,9 +86,15 @@ class Pixels(Geometry):
 def _tiles(g: Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors): accumulators, a vector of weights for each column and a broadcast pixel fit."""
     spare = profile.core.vector_registers - (4 if profile.core.in_order else 1)
+    return even_tiles(g, 6, lambda cov: min((spare - cov) // cov, 28 if cov == 1 else 14))
+
+
+def even_tiles(g: Pixels, vectors: int, most_pixels: Callable[[int], int]) -> list[tuple[int, int, int]]:
+    """Tiles (rows, columns, vectors) of at most ``vectors`` vectors and, for that many, ``most_pixels(vectors)`` pixels, each as large as
+    the largest of an even cut."""
     found = set()
-    for cov in range(1, min(g.blocks, 6) + 1):
-        most = min((spare - cov) // cov, 28 if cov == 1 else 14)
+    for cov in range(1, min(g.blocks, vectors) + 1):
+        most = most_pixels(cov)
         for wt in range(1, min(most, g.ow) + 1):
             wt = Runs(g.ow, wt).largest
             ht = min(most // wt, g.oh)
@@ -98,14 +104,20 @@ def _tiles(g: Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
 
 def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border."""
-    memory, threads = profile.memory, profile.threads
+    memory = profile.memory
     panel = 4 * g.reduction * cov * g.lanes
     fetch = 0.1 if panel <= memory.l1d_bytes // 2 else 0.25
     cycles = 0.0
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
         cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
-    units = Runs(g.blocks, cov).count if split == "columns" else row_units(g, ht, wt)
+    return shared_out(g, profile, cycles, (ht, wt, cov), split)
+
+
+def shared_out(g: Pixels, profile: TargetProfile, cycles: float, tile: tuple[int, int, int], split: str) -> float:
+    """``cycles`` of all tiles as the threads share them out, and the copy of the border."""
+    threads, (ht, wt, cov) = profile.threads, tile
+    units = Runs(g.blocks, cov).count if split == "columns" else _row_units(g, ht, wt)
     share = -(-units // threads) / units
     if split == "rows":  # all threads fetch all weights
         share += 0.03
@@ -121,7 +133,7 @@ def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
     return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / core.loads_per_cycle)
 
 
-def row_units(g: Pixels, ht: int, wt: int) -> int:
+def _row_units(g: Pixels, ht: int, wt: int) -> int:
     """Tiles, or rows of them, that the threads share."""
     if g.flat or (g.n == 1 and g.oh == 1):
         return Runs(g.ow, wt).count

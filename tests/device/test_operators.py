@@ -98,6 +98,11 @@ def test_drawn_shapes_compute_what_torch_computes(on_board, target, seed):
 @pytest.mark.parametrize("number", range(SCHEDULES))
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_schedule_computes_what_torch_computes(on_board, target, number):
+    check_schedules(on_board, target, number, TOLERANCE)
+
+
+def check_schedules(on_board, target, number, tolerance) -> list:
+    """Compare all operators with torch, each by the sampled schedule whose turn is ``number``; the schedules that were chosen."""
     torch.manual_seed(number)
     module = randomized(SideBySide([operator for operator, _ in OPERATORS.values()]))
     inputs = tuple(torch.randn(shape) for _, shape in OPERATORS.values())
@@ -110,7 +115,8 @@ def test_every_schedule_computes_what_torch_computes(on_board, target, number):
 
     found, expected = on_board(target, module, inputs, pick)
     for name, f, e in zip(OPERATORS, found, expected, strict=True):
-        assert relative_error(f, e) < TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+        assert relative_error(f, e) < tolerance, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+    return chosen
 
 
 @pytest.mark.parametrize("order", ["hwc", "hcw", "chw"])
@@ -158,20 +164,7 @@ def test_drawn_shapes_in_float16_compute_what_torch_computes(on_board, seed):
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_every_schedule_in_float16_computes_what_torch_computes(on_board, number):
-    torch.manual_seed(number)
-    module = randomized(SideBySide([operator for operator, _ in OPERATORS.values()]))
-    inputs = tuple(torch.randn(shape) for _, shape in OPERATORS.values())
-    chosen = []
-
-    def pick(offered):
-        some = sample(list(offered))
-        chosen.append(some[(number + 1) % len(some)])
-        return chosen[-1]
-
-    found, expected = on_board(HALF, module, inputs, pick)
-    assert any(c.rule == "conv_lane_half" for c in chosen)
-    for name, f, e in zip(OPERATORS, found, expected, strict=True):
-        assert relative_error(f, e) < HALF_TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+    assert any(c.rule == "conv_lane_half" for c in check_schedules(on_board, HALF, number, HALF_TOLERANCE))
 
 
 def test_long_reductions_in_float16_are_added_up_in_pieces(on_board):
