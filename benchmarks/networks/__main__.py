@@ -21,11 +21,12 @@ from typing import Any, Mapping
 
 from benchmarks import plots, report
 from benchmarks.networks.catalog import NETWORKS, VARIANTS
+from benchmarks.networks.witness import ENOUGH, Witness
 
 PEERS = ("onnxruntime", "openvino", "torch-compile")
 HEADER = (
     "network", "variant", "batch", "hwprune us", "spread", *(f"{p} us" for p in PEERS), "best peer / hwprune",
-    "output error", "tuning s", "commit", "note",
+    "rounds", "left out", "output error", "tuning s", "commit", "note",
 )  # fmt: skip
 Record = Mapping[str, Any]
 
@@ -75,7 +76,7 @@ def measured(name: str, variant: str, batch: int, rounds: int) -> dict[str, Any]
     from hwprune.engines import engine_timer
     from hwprune.errors import HwpruneError
     from hwprune.programs import compile_to
-    from hwprune.timing import interleaved
+    from hwprune.timing import rows, timed_in_turn
 
     module, x = build(name, variant, batch)
     profile = load_target("native")
@@ -95,7 +96,9 @@ def measured(name: str, variant: str, batch: int, rounds: int) -> dict[str, Any]
                 contenders.append((peer, engine_timer(peer, module, x, profile.threads)))
             except HwpruneError as err:
                 record["note"] += f" {peer}: {err}"
-        for row in interleaved(contenders, rounds=rounds):
+        figures, record["left_out"] = timed_in_turn(contenders, rounds=rounds, calm=Witness(profile).calm)
+        record["rounds"] = len(figures)
+        for row in rows([name for name, _ in contenders], figures):
             record[row.name] = row.median_us
             if row.name == "hwprune":
                 record["spread"] = (row.high_us - row.low_us) / row.median_us
@@ -118,7 +121,8 @@ def _page(path: Path) -> Path:
         r = latest[key]
         rows.append((
             r["network"], r["variant"], r["batch"], _text(r.get("hwprune"), ".0f"), _text(r.get("spread"), ".1%"),
-            *(_text(r.get(p), ".0f") for p in PEERS), _text(_ratio(r), ".2f"), _text(r.get("error"), ".1e"),
+            *(_text(r.get(p), ".0f") for p in PEERS), _text(_ratio(r), ".2f"), _text(r.get("rounds"), "d"), _text(r.get("left_out"), "d"),
+            _text(r.get("error"), ".1e"),
             _text(r.get("tuning_s"), ".0f"), r["commit"], " ".join(r.get("note", "").split()).replace("|", "/")[:200],
         ))  # fmt: skip
     for batch in sorted({k[0] for k in latest}):
@@ -135,7 +139,11 @@ def _page(path: Path) -> Path:
     if any(_ratio(r) for r in latest.values()):
         pictures.append(report.RESULTS / "networks.svg")
         plots.ratios(_panels(latest, order), pictures[0])
-    notes.append("Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median.")
+    notes.append(
+        "Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median. Left out: rounds before or after "
+        f"which all threads were less than {ENOUGH:.0%} of their number times as fast as one thread at a kernel that is none of the "
+        "contenders; then another machine's work has a part of the cores. Rows without that count are from before rounds were watched."
+    )
     return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes, pictures)
 
 
