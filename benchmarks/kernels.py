@@ -5,8 +5,8 @@
 Peak and bandwidths are measured by hwprune-probe, before, between and after the networks, the best of them counts. Networks are
 timed in rounds: every kernel within the network, and
 by itself over and over (its operands then in the nearest cache that holds them). What is attainable is a roofline: the longer
-of the multiplications that are really done at the peak of all threads, and the bytes that must move, each once, at the bandwidth
-of the level that they come from or go to. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
+of the arithmetic that is really done at the peak of all threads, and the bytes that must move, each once, at the bandwidth of the
+level that they come from or go to; and the start of the threads. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.costing import Costing, load_target
 from hwprune.graph import trace
-from hwprune.kernels import kernel_inputs
+from hwprune.kernels import kernel_inputs, primfunc, transform_operations
 from hwprune.kernels.schedule import Config
 from hwprune.measure import probe_program
 from hwprune.measure.probe_results import Bandwidth, ProbeResults, calmest
@@ -38,7 +38,8 @@ from hwprune.workload import TensorSpec, Workload
 NETWORKS = ("resnet50", "mobilenet_v2")
 HEADER = (
     "network", "call", "kernel", "rule", "in network us", "alone us", "share", "direct GFLOP/s", "GFLOP/s", "of peak", "weights kB",
-    "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "attainable us", "of attainable", "lanes in use",
+    "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "transforms us", "launches us", "attainable us",
+    "of attainable", "lanes in use",
 )  # fmt: skip
 SUMMARY = ("network", "kernels", "calls", "us", "share", "attainable us", "of attainable", "of peak")
 
@@ -48,9 +49,11 @@ _QUANTILE = 0.25
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of it: operations a microsecond, and by level what is read and written a microsecond, on all threads."""
+    """What was measured of it: operations a microsecond, and by level what is read and written a microsecond, on all threads; what it
+    takes to start them and to wait for them."""
 
     flops_per_us: float
+    launch_us: float
     read_per_us: dict[str, float]
     written_per_us: dict[str, float]
     profile: TargetProfile
@@ -60,7 +63,7 @@ class Machine:
         read, copied = (_rates(bandwidth) for bandwidth in (results.read_gb_per_s, results.copy_gb_per_s))
         # a copy reads one half of its bytes and writes the other: what remains of its time is the writing's
         written = {level: 1 / max(2 / rate - 1 / read[level], 1 / read[level]) for level, rate in copied.items() if level in read}
-        return Machine(results.peak_gflops.all_threads.best * 1e3, read, read | written, profile)
+        return Machine(results.peak_gflops.all_threads.best * 1e3, results.launch_us, read, read | written, profile)
 
     def level_of(self, size_bytes: float) -> str:
         """The nearest level of memory behind L1 that holds so much."""
@@ -92,12 +95,14 @@ class Kernel:
     weights_from: str
     activations_from: str
     compute_us: float
+    transform_us: float
     memory_us: float
+    launches_us: float
     lanes_in_use: float
 
     @property
     def attainable_us(self) -> float:
-        return max(self.compute_us, self.memory_us)
+        return max(self.compute_us + self.transform_us, self.memory_us) + self.launches_us
 
     @property
     def fraction(self) -> float:
@@ -105,7 +110,7 @@ class Kernel:
 
     @property
     def bound(self) -> str:
-        if self.compute_us >= self.memory_us:
+        if self.compute_us + self.transform_us >= self.memory_us:
             return "peak"
         weights_first = self.weights > self.activations or self.weights_from == "dram"
         return self.weights_from if weights_first and self.weights else self.activations_from
@@ -131,8 +136,8 @@ class Kernel:
             self.network, self.call, f"{self.kind} {_shape(self.workload)}", _rule(self.config), f"{self.us:.1f}", f"{self.alone_us:.1f}",
             f"{self.us / total_us:.1%}", f"{direct:.0f}", f"{multiplied:.0f}", f"{self.compute_us / self.us:.0%}",
             f"{self.weights / 1e3:.0f}", self.weights_from, f"{self.activations / 1e3:.0f}", self.activations_from, f"{rate:.1f}",
-            f"{self.memory_us / self.us:.0%}", f"{2 * self.multiplied / moved:.1f}", self.bound, f"{self.attainable_us:.1f}",
-            f"{self.fraction:.0%}", f"{self.lanes_in_use:.0%}",
+            f"{self.memory_us / self.us:.0%}", f"{2 * self.multiplied / moved:.1f}", self.bound, f"{self.transform_us:.1f}",
+            f"{self.launches_us:.1f}", f"{self.attainable_us:.1f}", f"{self.fraction:.0%}", f"{self.lanes_in_use:.0%}",
         )  # fmt: skip
 
 
@@ -186,11 +191,18 @@ def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
         read, written = activations - workload.output.size_bytes, workload.output.size_bytes
         memory_us = weights / machine.read_per_us[weights_from] + read / machine.read_per_us[activations_from]
         memory_us += written / machine.written_per_us[activations_from]
+        compute_us, transform_us = (2 * n / machine.flops_per_us for n in (multiplied, transform_operations(workload, config)))
+        launches_us = machine.launch_us * _launches(workload, config, machine.profile)
         kernels.append(
             Kernel(timing.network, call, workload, config, us, alone_us, multiplied, weights, activations, weights_from,
-                   activations_from, 2 * multiplied / machine.flops_per_us, memory_us, _lanes_in_use(workload))
+                   activations_from, compute_us, transform_us, memory_us, launches_us, _lanes_in_use(workload))
         )  # fmt: skip
     return kernels
+
+
+def _launches(workload: Workload, config: Config, profile: TargetProfile) -> int:
+    """How often the kernel sets all threads to work and waits for them."""
+    return primfunc(workload, profile, config).script().count(" T.parallel(")
 
 
 def timed(program: runtime.Program, rounds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +275,9 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
     lost = sorted(kernels, key=lambda k: k.attainable_us - k.us)[:15]
     peak = results.peak_gflops
     rates = (("read", results.read_gb_per_s), ("copy", results.copy_gb_per_s))
-    facts = [("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads))] + [
+    facts = [
+        ("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads)), ("start of all threads, us", "", f"{results.launch_us:.2f}"),
+    ] + [
         (f"{what} {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
         for what, bandwidth in rates for level in ("l1", "l2", "l3", "dram") if (reach := getattr(bandwidth, level)) is not None
     ]  # fmt: skip
@@ -272,8 +286,9 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
     notes = [
         "in network: lower quartile over rounds of each kernel's time within runs of the whole network; alone: the same kernel run "
         "over and over. direct GFLOP/s counts the multiplications of a direct convolution, GFLOP/s those that Winograd kernels really do.",
-        "attainable: the longer of multiplications at the measured peak and bytes at the measured bandwidths, each byte moved "
-        "once; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
+        "attainable: the longer of arithmetic at the measured peak (multiplications, and with Winograd the operations of its transforms, "
+        "transforms us) and bytes at the measured bandwidths, each byte moved once, and the starts of the threads, launches us, as the "
+        "probe measures them; of peak counts multiplications only; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
         "whose products are not counted. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
         "operands. of bandwidth: memory time over time taken.",
         "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "

@@ -81,6 +81,12 @@ def multiply_adds(workload: Workload, config: Config) -> float:
     return count(workload, config) if count else workload.macs
 
 
+def transform_operations(workload: Workload, config: Config) -> float:
+    """Operations on single numbers, a multiply-add being one, that the kernel of ``config`` makes so that it has less to multiply."""
+    count = getattr(_rule(config), "transform_operations", None)
+    return count(workload, config) if count else 0.0
+
+
 def is_exact(config: Config) -> bool:
     """Whether the kernel of ``config`` computes its workload operation by operation."""
     return _is_exact(_rule(config))

@@ -97,11 +97,15 @@ class Ahead:
         lines = -(-self.width // (parts * line))
         stride = -(-self.width // (parts * lines))
         start = following + tirx.min(number, parts - 1) * (self.steps * lines * stride)
-        flags = [tirx.const(n, "int32") for n in (0, level, 1)]  # a read, of data
         outer = [0] * (len(self.buffer.shape) - 1)
         for i in range(lines):
-            address = T.address_of(self.buffer[(*outer, start + (i * self.steps + step) * stride)])
-            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *flags))
+            prefetch(self.buffer, (*outer, start + (i * self.steps + step) * stride), level)
+
+
+def prefetch(buffer, index: Sequence, level: int) -> None:
+    """Ask for the line of ``buffer`` at ``index``, to be read soon; the place may lie outside of it. level : see ``fetch_level``."""
+    flags = [tirx.const(n, "int32") for n in (0, level, 1)]  # a read, of data
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[tuple(index)]), *flags))
 
 
 def fetch_level(panel_bytes: int, profile: TargetProfile) -> int:

@@ -87,6 +87,15 @@ def multiply_adds(workload: Workload, config: Config) -> float:
     return workload.macs * (m + 2) ** 2 / (9 * m * m)
 
 
+def transform_operations(workload: Workload, config: Config) -> float:
+    """Of the transforms of input and result, on single numbers; a multiply-add is one. What is fused with them is not in."""
+    g = _Geometry(workload, int(config["m"]))
+    tile_in = 2 * g.alpha * _rows_operations(_INPUT[g.m])
+    tile_out = (g.alpha + g.m) * _columns_operations(_OUTPUT[g.m])
+    channels = workload.macs / (9 * math.prod(g.out) * g.ci)
+    return g.tiles * (g.ci * tile_in + channels * tile_out)
+
+
 def _transformed(m: int, packed: np.ndarray) -> np.ndarray:
     blocks, _, _, ci, lanes = packed.shape
     g = _WEIGHT[m]
@@ -370,33 +379,71 @@ def _scaled(coefficient: float, value: tirx.Expr) -> tirx.Expr:
     return value if coefficient == 1 else tirx.Broadcast(constant(coefficient), lanes) * value
 
 
+def _sum_operations(coefficients: np.ndarray) -> int:
+    """Of ``_sum``: a scaled first term is multiplied, the others are added, or multiplied and added at once."""
+    some = coefficients[coefficients != 0]
+    return len(some) - 1 + int(1 not in some)
+
+
+def _pairs(rows: np.ndarray) -> list[tuple[int, ...]]:
+    """Numbers of the rows: two that follow each other and differ in signs only together, others alone."""
+    found: list[tuple[int, ...]] = []
+    first = 0
+    while first < len(rows):
+        alike = first + 1 < len(rows) and bool((np.abs(rows[first]) == np.abs(rows[first + 1])).all())
+        found.append((first, first + 1) if alike else (first,))
+        first += len(found[-1])
+    return found
+
+
 def _rows(matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
     """matrix @ values. Two rows that differ in signs only share their sums: p = even + odd, q = even - odd."""
     results: list[tirx.Expr] = []
-    rows = list(matrix)
-    while rows:
-        p, q = rows[0], rows[1] if len(rows) > 1 else None
-        if q is not None and (np.abs(p) == np.abs(q)).all():
+    for numbers in _pairs(matrix):
+        p, *other = matrix[list(numbers)]
+        for q in other:
             even = T.Bind(_sum([(c, v) for c, d, v in zip(p, q, values) if c == d]))
             odd = T.Bind(_sum([(c, v) for c, d, v in zip(p, q, values) if c != d]))
             results += [T.Bind(even + odd), T.Bind(even - odd)]
-            rows = rows[2:]
-        else:
+        if not other:
             results.append(T.Bind(_sum(list(zip(p, values)))))
-            rows = rows[1:]
     return results
+
+
+def _rows_operations(matrix: np.ndarray) -> int:
+    """Of ``_rows``."""
+    count = 0
+    for numbers in _pairs(matrix):
+        p, *other = matrix[list(numbers)]
+        count += sum(_sum_operations(p[p == q]) + _sum_operations(p[p != q]) + 2 for q in other)
+        count += 0 if other else _sum_operations(p)
+    return count
 
 
 def _columns(matrix: np.ndarray, values: Sequence[tirx.Expr]) -> list[tirx.Expr]:
     """matrix @ values. Two columns that differ in signs only are added and subtracted once for all rows."""
     terms: list[tuple[np.ndarray, tirx.Expr]] = []
-    rest = list(zip(matrix.T, values))
-    while rest:
-        (p, x), (q, y) = rest[0], rest[1] if len(rest) > 1 else (None, None)
-        if q is not None and (np.abs(p) == np.abs(q)).all():
-            terms += [(np.where(p == q, p, 0), T.Bind(x + y)), (np.where(p != q, p, 0), T.Bind(x - y))]
-            rest = rest[2:]
+    for numbers in _pairs(matrix.T):
+        if len(numbers) == 1:
+            terms.append((matrix.T[numbers[0]], values[numbers[0]]))
         else:
-            terms.append((p, x))
-            rest = rest[1:]
+            x, y = (values[n] for n in numbers)
+            terms += zip(_added_and_subtracted(matrix, numbers), (T.Bind(x + y), T.Bind(x - y)))
     return [T.Bind(_sum([(column[row], v) for column, v in terms])) for row in range(len(matrix))]
+
+
+def _added_and_subtracted(matrix: np.ndarray, numbers: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What a pair of columns' sum and what its difference counts in each row."""
+    p, q = (matrix.T[n] for n in numbers)
+    return np.where(p == q, p, 0), np.where(p != q, p, 0)
+
+
+def _columns_operations(matrix: np.ndarray) -> int:
+    """Of ``_columns``."""
+    columns: list[np.ndarray] = []
+    count = 0
+    for numbers in _pairs(matrix.T):
+        pair = len(numbers) == 2
+        columns += _added_and_subtracted(matrix, numbers) if pair else [matrix.T[numbers[0]]]
+        count += 2 * pair
+    return count + sum(_sum_operations(row) for row in np.array(columns).T)

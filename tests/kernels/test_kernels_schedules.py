@@ -16,6 +16,7 @@ from hwprune.errors import Infeasible
 from hwprune.graph import trace
 from hwprune.kernels import build, candidates, primfunc, repacked
 from hwprune.kernels.schedule import Config
+from hwprune.measure.verify import kernel_error
 
 
 def tried(lanes: int) -> tuple[str, ...]:
@@ -105,3 +106,17 @@ def test_a_relative_s_schedule_that_leaves_channels_out_is_infeasible(usable):
     assert offered.rule == "depthwise"
     with pytest.raises(Infeasible):
         primfunc(workload, profile, config)
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 2)])
+def test_input_that_no_near_cache_holds_is_fetched_a_row_ahead(usable, kernel, stride):
+    profile = usable(8)
+    operator = nn.Conv2d(24, 24, kernel, stride, kernel // 2, groups=24)
+    workload = workload_of(operator, (1, 24, 17, 19), profile)
+    far = profile.model_copy(update={"memory": profile.memory.model_copy(update={"l2_bytes": 4096})})
+    assert not any("ahead" in dict(c.params) for c in candidates(workload, profile))
+    ahead = [c for c in candidates(workload, far) if "ahead" in dict(c.params)]
+    assert {(c["split"], c["order"]) for c in ahead} == {(s, o) for s in ("rows", "channels") for o in ("cy", "yc")}
+    for config in ahead[:6]:
+        assert "llvm.prefetch" in primfunc(workload, far, config).script()
+        assert kernel_error(workload, config, far) < TOLERANCE

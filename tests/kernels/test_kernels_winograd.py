@@ -16,6 +16,7 @@ from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
 from hwprune.kernels import candidates, is_exact, kernel_inputs
+from hwprune.kernels.common import winograd
 
 
 class Block(nn.Module):
@@ -93,3 +94,10 @@ def test_weights_grow_as_said(usable):
     for config in candidates(workload, profile):
         if config.rule == "winograd":
             assert kernel_inputs(workload, config)[1].size_bytes == direct * {2: 16, 4: 36}[config["m"]] // 9
+
+
+@pytest.mark.parametrize("m, into, back", [(2, 4, 4), (4, 13, 10)])
+def test_operations_of_transforms(m, into, back):
+    """As Lavin and Gray share sums: of F(4, 3) a line of the input takes 2 + 4 + 5 + 2, one of the result 4 + 2 + 1 + 1 + 2."""
+    assert winograd._rows_operations(winograd._INPUT[m]) == into
+    assert winograd._columns_operations(winograd._OUTPUT[m]) == back

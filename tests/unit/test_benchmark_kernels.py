@@ -11,6 +11,7 @@ from benchmarks import kernels, plots, report
 from hwprune import target
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
+from hwprune.kernels import candidates
 from hwprune.kernels.schedule import Config
 
 
@@ -21,9 +22,10 @@ def timing():
     from torch import nn
 
     net = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Flatten(), nn.Linear(3200, 64))
-    emitted = lower(trace(net.eval(), torch.zeros(1, 32, 10, 10)), target.load("x86")).emitted()
+    profile = target.load("x86")
+    emitted = lower(trace(net.eval(), torch.zeros(1, 32, 10, 10)), profile).emitted()
     assert emitted[0].workload.macs == 10 * 10 * 32 * 32 * 9
-    configs = [Config.make("winograd", m=4, split="phases", rows=3, wt=1, cov=1)] + [Config.make("conv_direct")] * (len(emitted) - 1)
+    configs = [Config.make("winograd", m=4, split="phases", rows=3, wt=1, cov=1), *(candidates(e.workload, profile)[0] for e in emitted[1:])]
     return kernels.Timing("net", [(f"call{i}", e.workload, c, 100.0, 50.0) for i, (e, c) in enumerate(zip(emitted, configs))])
 
 
@@ -43,12 +45,16 @@ def test_winograd_beside_the_roofline(timing, machine):
     assert made.activations == 4 * 2 * 10 * 10 * 32
     assert (made.weights_from, made.activations_from) == ("l3", "l2")  # a megabyte of constants does not fit two L2 of 256 KiB
     assert made.compute_us == pytest.approx(2 * tiles * 36 * 32 * 32 / 100e3)
+    # a line of six takes 13 operations, twelve lines a tile; on the way back ten, for six lines and then four
+    assert made.transform_us == pytest.approx(2 * tiles * 32 * (12 * 13 + 10 * 10) / 100e3)
+    assert made.launches_us == pytest.approx(3 * machine.launch_us)
     # of a copy at 40 GB/s of what is read at 50, a byte read and one written take 2 / 40 = 1 / 50 + 3 / 100
     assert machine.written_per_us["l2"] == pytest.approx(100e3 / 3)
     assert made.memory_us == pytest.approx(made.weights / 30e3 + made.activations / 2 / 50e3 + made.activations / 2 * 3 / 100e3)
     assert made.lanes_in_use == 1
-    assert made.bound == "l3" if made.memory_us > made.compute_us else "peak"
-    assert made.fraction == pytest.approx(max(made.compute_us, made.memory_us) / 100)
+    arithmetic = made.compute_us + made.transform_us
+    assert made.bound == ("l3" if made.memory_us > arithmetic else "peak")
+    assert made.fraction == pytest.approx((max(arithmetic, made.memory_us) + made.launches_us) / 100)
 
 
 def test_kinds(timing, machine):
