@@ -14,6 +14,11 @@ from hwprune.target import TargetProfile, host_features, load_file, shipped_fold
 #: Shipped profiles that a machine may build on, the most capable first.
 _BASES = ("x86-avx512", "x86", "rpi5")
 
+#: (vendor, family) of processors that start one multiply-add of 512 bits in a cycle, however many their base profile says; and who says so.
+_ONE_OF_512_BITS = {
+    ("AuthenticAMD", 25): "Software Optimization Guide for the AMD Zen 4 Microarchitecture: operations of 512 bits take a pipe of 256 bits twice"
+}
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -22,7 +27,7 @@ def native_profile() -> TargetProfile:
     """Profile of this machine, called ``native``.
 
     Cores, caches and clock are read from the system; vector registers and ports come from the shipped profile of the
-    widest instruction set that the processor has. TargetError if none fits.
+    widest instruction set that the processor has, where nothing else is known of the processor. TargetError if none fits.
     """
     base = _base()
     caches, sizes = _caches(), {}
@@ -37,11 +42,15 @@ def native_profile() -> TargetProfile:
     source |= {"cores": read, "threads": "all cores"} | {f"memory.{key}": read for key in sizes}
     if clock:
         source["core.frequency_mhz"] = read
+    core: dict[str, float] = {"frequency_mhz": clock} if clock else {}
+    halves = _ONE_OF_512_BITS.get(_vendor_and_family()) if base.core.vector_bits == 512 else None
+    if halves:
+        core["fma_per_cycle"], source["core.fma_per_cycle"] = 1.0, halves
     data = base.model_dump(by_alias=True) | {
         "name": "native",
         "description": f"this machine: {_processor()}, over the profile {base.name}",
         "alias_of": None, "cores": cores, "threads": cores, "source": source,
-        "core": base.core.model_dump() | ({"frequency_mhz": clock} if clock else {}),
+        "core": base.core.model_dump() | core,
         "memory": base.memory.model_dump() | sizes,
         "link": {"cxx": "c++", "package": "g++"},
     }
@@ -84,10 +93,21 @@ def _clock_mhz() -> float | None:
 
 
 def _processor() -> str:
+    return _told("model name") or platform.machine()
+
+
+def _vendor_and_family() -> tuple[str, int]:
+    family = _told("cpu family")
+    return _told("vendor_id"), int(family) if family.isdigit() else 0
+
+
+def _told(key: str) -> str:
+    """What the system says of the first processor under ``key``; empty where it says nothing."""
     for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
 
 
 def _lines(path: str) -> list[str]:
