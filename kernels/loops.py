@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.kernels.compute import as_type
+from hwprune.kernels.functions import as_type
 from hwprune.target import TargetProfile
 from hwprune.workload import DTYPE_BYTES, TensorSpec, Workload
 

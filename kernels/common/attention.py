@@ -16,8 +16,9 @@ from tvm.script.ir_builder import tirx as T
 
 from hwprune.compile.layouts import parsed
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import address, as_type, exponential, unravel
+from hwprune.kernels.functions import as_type, exponential
 from hwprune.kernels.loops import FLOAT, Runs, constant, function, scratch, vector
+from hwprune.kernels.movement import address, unravel
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload

@@ -13,7 +13,8 @@ from typing import Sequence
 from tvm import s_tir, tirx
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import FLOAT16_TERMS, compute
+from hwprune.kernels.compute import compute
+from hwprune.kernels.functions import FLOAT16_TERMS
 from hwprune.kernels.schedule import Config, block_or_none, divisors, unroll, vectorize_innermost
 from hwprune.target import TargetProfile
 from hwprune.workload import DTYPE_BYTES, Workload

@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.compute import FLOAT16_TERMS, LOWEST_FLOAT16, as_type, expression, pooled
+from hwprune.kernels.compute import expression, pooled
+from hwprune.kernels.functions import FLOAT16_TERMS, LOWEST_FLOAT16, as_type
 from hwprune.kernels.loops import Runs, function, prefetch, registers, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile

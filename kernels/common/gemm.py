@@ -20,7 +20,8 @@ from tvm.script.ir_builder import tirx as T
 
 from hwprune.cost.analytic import VECTOR_OPS
 from hwprune.kernels.common.conv_direct import Geometry
-from hwprune.kernels.compute import ELEMENTWISE, expression
+from hwprune.kernels.compute import expression
+from hwprune.kernels.functions import ELEMENTWISE
 from hwprune.kernels.loops import (
     Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
 )  # fmt: skip

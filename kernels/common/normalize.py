@@ -11,7 +11,8 @@ from typing import Callable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.kernels.compute import as_type, chain, exponential
+from hwprune.kernels.compute import chain
+from hwprune.kernels.functions import as_type, exponential
 from hwprune.kernels.loops import FLOAT, Runs, constant, folded, function, scratch, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
