@@ -275,6 +275,11 @@ class TargetProfile(_Frozen):
         return self.core.lanes(2 if self.core.precision == "fp16" else 4)
 
     @property
+    def half_vectors(self) -> bool:
+        """Whether half a vector is thought to take half the time: of cores that start one whole multiply-add a cycle."""
+        return self.gpu is None and not self.core.lane_broadcast and self.core.fma_per_cycle <= 1
+
+    @property
     def peak_flops(self) -> float:
         """Operations of ``dtype`` per second on ``threads`` cores; a fused multiply-add is two."""
         return 2 * self.lanes * self.core.fma_per_cycle * self.core.frequency_mhz * 1e6 * self.threads

@@ -51,23 +51,37 @@ def scratch(shape: Sequence[int], dtype: str = FLOAT):
 Registers = Mapping[tuple[int, int], tirx.Buffer]
 
 
-def registers(rows: int, vectors: int, lanes: int, start: float = 0.0, dtype: str = FLOAT) -> Registers:
+def registers(
+    rows: int, vectors: int, lanes: int, start: float = 0.0, dtype: str = FLOAT, last: int | None = None
+) -> Registers:
     """Accumulators of a tile, ``start``: (row, vector) -> a buffer of one vector. Each is small enough for the stack, from where
-    LLVM takes it into a register whatever else happens in the loop."""
-    found = {(i, j): scratch((lanes,), dtype) for i in range(rows) for j in range(vectors)}
+    LLVM takes it into a register whatever else happens in the loop.
+
+    last : lanes of the last vector of each row, if they are others.
+    """
+    widths = [lanes] * (vectors - 1) + [last or lanes]
+    found = {(i, j): scratch((width,), dtype) for i in range(rows) for j, width in enumerate(widths)}
     for register in found.values():
-        T.buffer_store(register, tirx.Broadcast(constant(start, dtype), lanes), [tirx.Ramp(0, 1, lanes)])
+        T.buffer_store(register, tirx.Broadcast(constant(start, dtype), width_of(register)), [tirx.Ramp(0, 1, width_of(register))])
     return found
 
 
-def accumulate(acc: Registers, left: Sequence[tirx.Expr], right: Sequence[tirx.Expr], lanes: int) -> None:
-    """acc[i, j] += left[i] * right[j]: left are numbers, right vectors of ``lanes``."""
-    whole = tirx.Ramp(0, 1, lanes)
+def width_of(register: tirx.Buffer) -> int:
+    """Lanes of an accumulator."""
+    return int(register.shape[0])
+
+
+def accumulate(acc: Registers, left: Sequence[tirx.Expr], right: Sequence[tirx.Expr]) -> None:
+    """acc[i, j] += left[i] * right[j]: left are numbers, right vectors of as many lanes as their accumulators."""
     columns = [T.Bind(vector) for vector in right]
     for i, number in enumerate(left):
-        x = T.Bind(tirx.Broadcast(number, lanes))
+        wide: dict[int, tirx.Var] = {}
         for j, column in enumerate(columns):
-            T.buffer_store(acc[i, j], acc[i, j][whole] + x * column, [whole])
+            lanes = width_of(acc[i, j])
+            if lanes not in wide:
+                wide[lanes] = T.Bind(tirx.Broadcast(number, lanes))
+            whole = tirx.Ramp(0, 1, lanes)
+            T.buffer_store(acc[i, j], acc[i, j][whole] + wide[lanes] * column, [whole])
 
 
 @dataclass(frozen=True)

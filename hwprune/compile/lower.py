@@ -155,7 +155,7 @@ class _Lowering:
         signature = traced.exported.graph_signature
         self.user_inputs = [n for n in signature.user_inputs if isinstance(n, str)]
         self.user_outputs = [n for n in signature.user_outputs if isinstance(n, str)]
-        self.place = ops.Placement(frozenset(traced.targets), frozenset(self.user_inputs), profile.dtype)
+        self.place = ops.Placement(frozenset(traced.targets), frozenset(self.user_inputs), profile.dtype, profile.half_vectors)
         self.layouts = self.place.layouts
         self.groups: list[list[fx.Node]] = []
         self.owner: dict[str, list[fx.Node]] = {}

@@ -33,11 +33,13 @@ class Placement:
     norms : convolution node name -> normalization folded into it.
     parameters : names of the nodes that are constants. inputs : of those that are the network's inputs.
     dtype : of constants and of what kernels hand to one another; the network's inputs are float32.
+    half_vectors : as the profile has it.
     """
 
     parameters: Container[str]
     inputs: Container[str] = ()
     dtype: str = "float32"
+    half_vectors: bool = False
     layouts: dict[str, Layout | None] = field(default_factory=dict)
     moves: dict[str, tuple[fx.Node, tuple[fx.Node, ...]]] = field(default_factory=dict)
     copies: dict[tuple[str, Layout], str] = field(default_factory=dict)
@@ -141,6 +143,12 @@ class Emitter:
         """The parameter or constant that ``node`` is, if it is one, unchanged."""
         return self.placement.base(node) if self.placement.is_constant(node) and not self.placement.steps(node) else None
 
+    def padding(self, channels: int) -> dict[str, int]:
+        """What a kernel for ``channels`` results needs to know of the lanes of its last vector: ``half=1``, the second half is padding,
+        where leaving that out saves time. Otherwise kernels of all widths of as many vectors are the same."""
+        half = self.placement.half_vectors and 0 < channels % self.lanes <= self.lanes // 2
+        return {"half": 1} if half else {}
+
     def constant(self, constant: Constant):
         return self._input(constant.shape(self.shapes, self.lanes), constant)
 
@@ -209,6 +217,7 @@ def _conv2d(e: Emitter, node: fx.Node):
     else:
         # the width matters to the kernel only where groups share vectors
         width = co if groups > 1 else 0
+        common |= e.padding(co) if groups == 1 else {}
         y = e.op("conv2d", image, e.constant(packed), groups=groups, channels=width, out=(n, oh, ow), **common)
     e.macs += n * oh * ow * co * ci * kh * kw
     if bias is not None or norm is not None:
@@ -240,7 +249,7 @@ def _row_operand(e: Emitter, x: fx.Node, padded: bool = True):
 def _linear(e: Emitter, node: fx.Node):
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     out, width = e.shapes(weight.name)
-    y = e.op("dense", _row_operand(e, x, padded=False), e.constant(DenseWeight(weight.name)))
+    y = e.op("dense", _row_operand(e, x, padded=False), e.constant(DenseWeight(weight.name)), **e.padding(out))
     e.macs += math.prod(e.shapes(x.name)[:-1]) * out * width
     if bias is not None:
         y = e.op("add", y, e.constant(Bias(weight.name, bias.name)))

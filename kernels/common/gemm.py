@@ -3,7 +3,8 @@
 A tile of pixels x vectors of output channels is accumulated in registers over the whole reduction (kernel rows, columns,
 input channels). The weights of a column of tiles are a panel: pixels pass by it while it lies in a near cache, and the next
 panel is fetched meanwhile, for in a network weights come from far. Pixels and vectors are cut into tiles of at most two
-sizes each, so that no tile is mostly empty and none needs a predicate.
+sizes each, so that no tile is mostly empty and none needs a predicate. Where half of the last vector is padding, and the core
+starts two halves in the time of a whole, that half is left out.
 
 A convolution without border reads its input where it lies. Otherwise the input is copied first, with its border.
 """
@@ -19,11 +20,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.cost.analytic import VECTOR_OPS
+from hwprune.errors import Infeasible
 from hwprune.kernels.common.conv_direct import Geometry
 from hwprune.kernels.compute import expression
 from hwprune.kernels.functions import ELEMENTWISE
 from hwprune.kernels.loops import (
-    Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
+    Ahead, Registers, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector, width_of,
 )  # fmt: skip
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
@@ -46,12 +48,19 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     g = Pixels(workload)
     if g.lanes != profile.lanes:
         return None
-    ranked = [
-        (_cost(g, profile, ht, wt, cov, split), Config.make(name, ht=ht, wt=wt, cov=cov, split=split))
-        for (ht, wt, cov), split in product(_tiles(g, profile), ("columns", "rows"))
-    ]
+    ranked = []
+    for (ht, wt, cov), split in product(_tiles(g, profile), ("columns", "rows")):
+        ranked.append((_cost(g, profile, ht, wt, cov, split), Config.make(name, ht=ht, wt=wt, cov=cov, split=split)))
+        if split == "rows" and _halves(g, cov):
+            ranked.append((_cost(g, profile, ht, wt, cov, split, half=True), Config.make(name, ht=ht, wt=wt, cov=cov, split=split, half=1)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
+
+
+def _halves(g: Pixels, cov: int) -> bool:
+    """Whether half of the last vector can be left out and it is worth it: halves alone in a panel, each with a pixel of its own to
+    load, were measured to be as slow as whole ones."""
+    return g.half and Runs(g.blocks, cov).sizes[-1][1] > 1
 
 
 class Pixels(Geometry):
@@ -63,6 +72,7 @@ class Pixels(Geometry):
         self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
         self.dilations = anchor["dilation"] if anchor.op == "conv2d" else (1, 1)
         self.is_conv = anchor.op == "conv2d"
+        self.half = bool(anchor.get("half"))
         self.pixels = self.n * self.oh * self.ow
         self.flat = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False) and self._flattens(workload)
         if self.flat:
@@ -103,8 +113,11 @@ def even_tiles(g: Pixels, vectors: int, most_pixels: Callable[[int], int]) -> li
     return sorted(found)
 
 
-def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str) -> float:
-    """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border."""
+def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str, half: bool = False) -> float:
+    """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border.
+
+    half : the last panel leaves half a vector out.
+    """
     memory = profile.memory
     panel = 4 * g.reduction * cov * g.lanes
     fetch = 0.1 if panel <= memory.l1d_bytes // 2 else 0.25
@@ -112,6 +125,10 @@ def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: 
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
         cycles += g.n * tall * wide * many * (step * g.reduction + 3 * h * w * v + 20)
+    if half:
+        v = Runs(g.blocks, cov).sizes[-1][1]
+        for (tall, h), (wide, w) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes):
+            cycles -= g.n * tall * wide * (_step(h * w, v, profile) - _step(h * w, v - 0.5, profile)) * g.reduction
     return shared_out(g, profile, cycles, (ht, wt, cov), split)
 
 
@@ -129,7 +146,7 @@ def shared_out(g: Pixels, profile: TargetProfile, cycles: float, tile: tuple[int
     return cycles
 
 
-def _step(rows: int, vectors: int, profile: TargetProfile) -> float:
+def _step(rows: int, vectors: float, profile: TargetProfile) -> float:
     core = profile.core
     return max(rows * vectors / core.fma_per_cycle, core.fma_latency_cycles, (rows + vectors) / core.loads_per_cycle)
 
@@ -167,6 +184,9 @@ class Builder:
         self.split = config["split"]
         self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
         self.panels = Runs(self.g.blocks, int(config["cov"]))
+        self.half = bool(dict(config.params).get("half"))
+        if self.half and not _halves(self.g, int(config["cov"])):
+            raise Infeasible(f"{config.to_text()}: the last vector of {self.g.blocks} is whole, or alone in its panel")
         anchor = workload.anchor
         light = sum(VECTOR_OPS.get(c.op, _LIGHT) for c in workload.ops if c is not anchor) <= _LIGHT
         self.largest = int(config["ht"]) * int(config["wt"]) * int(config["cov"]) * self.g.lanes
@@ -183,13 +203,22 @@ class Builder:
             self.result = None if self.light else scratch((self.largest,), self.workload.dtype)
             part = (thread, threads)
 
-            def panel(block, cov):
-                self._tiles(lambda place: self._tile(place, block, cov), part if self.split == "rows" else None)
+            def panel(block, cov, **half):
+                self._tiles(lambda place: self._tile(place, block, cov, **half), part if self.split == "rows" else None)
 
-            if self.split == "rows":
+            if self.half:
+                self._halved(panel)
+            elif self.split == "rows":
                 self.panels.each(panel)
             else:
                 self.panels.turns(panel, part)
+
+    def _halved(self, panel) -> None:
+        """All panels, one after the other; of the last vector only the first half."""
+        last = self.panels.sizes[-1][1]
+        if self.g.blocks > last:
+            Runs(self.g.blocks - last, self.panels.largest).each(panel)
+        panel(self.g.blocks - last, last, half=True)
 
     def _anchor(self, call, values):
         self.source, self.extent = values[call.args[0]]
@@ -234,18 +263,18 @@ class Builder:
 
             self.rows.numbered(line, part if in_row is None else None)
 
-    def _tile(self, place: Place, block, cov: int) -> None:
+    def _tile(self, place: Place, block, cov: int, half: bool = False) -> None:
         g, weight, pixels = self.g, self.weight, place.pixels
-        acc = registers(len(pixels), cov, g.lanes)
+        widths = [g.lanes] * (cov - 1) + [g.lanes // 2 if half else g.lanes]
+        acc = registers(len(pixels), cov, g.lanes, last=widths[-1])
         by_rows = self.split == "rows"
         tiles = max(1, g.n * self.rows.count * self.columns.count // (self.profile.threads if by_rows else 1))
         ahead = Ahead(weight, cov * g.lanes, g.reduction, tiles, self.profile.memory.line_bytes)
         following = (block + cov * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
-        lanes = tirx.Ramp(0, 1, g.lanes)
         with T.serial(0, g.kh) as dy, T.serial(0, g.kw) as dx, T.serial(0, g.ci) as k:
             ahead.fetch(following, place.number, (dy * g.kw + dx) * g.ci + k, self.level)
-            read = [weight[self._tap(block + j, dy, dx, k, lanes)] for j in range(cov)]
-            accumulate(acc, [self._pixel(place, i, j, dy, dx, k) for i, j in pixels], read, g.lanes)
+            read = [weight[self._tap(block + j, dy, dx, k, tirx.Ramp(0, 1, width))] for j, width in enumerate(widths)]
+            accumulate(acc, [self._pixel(place, i, j, dy, dx, k) for i, j in pixels], read)
         self._write(place, block, cov, acc)
 
     def _tap(self, block, dy, dx, k, lanes):
@@ -259,24 +288,39 @@ class Builder:
             return self.source(column, k)
         return self.source(place.batch, row, column, k)
 
-    def _write(self, place: Place, block, cov: int, acc) -> None:
-        g, pixels, lanes = self.g, place.pixels, tirx.Ramp(0, 1, self.g.lanes)
+    def _write(self, place: Place, block, cov: int, acc: Registers) -> None:
+        pixels, lanes = place.pixels, self.g.lanes
         if self.light:
             for (n, b), register in acc.items():
-                self._store(place, *pixels[n], (block + b) * g.lanes, lambda lane, register=register: register[lane])
-            return
-        for (n, b), register in acc.items():
-            T.buffer_store(self.result, register[lanes], [tirx.Ramp((n * cov + b) * g.lanes, 1, g.lanes)])
-        with T.serial(0, len(pixels)) as n, T.serial(0, cov) as b:
-            i, j = (0, n) if place.ht == 1 else (n // place.wt, n % place.wt)
-            self._store(place, i, j, (block + b) * g.lanes, lambda lane: self.result[(n * cov + b) * g.lanes + lane])
+                self._store(place, *pixels[n], (block + b) * lanes, lambda lane, register=register: register[lane], width_of(register))
+        else:
+            self._write_by_loop(place, block, cov, acc)
+        missing, zero = lanes - width_of(acc[0, cov - 1]), constant(0.0, self.workload.dtype)
+        for i, j in pixels if missing else ():  # padding, as if it had been multiplied by weights of zero
+            self._store(place, i, j, (block + cov) * lanes - missing, lambda lane: zero, missing)
 
-    def _store(self, place: Place, i, j, first, cell) -> None:
-        """A vector of channels from ``first`` on of a pixel of the tile; ``cell(lane)`` is what the product gave."""
+    def _write_by_loop(self, place: Place, block, cov: int, acc: Registers) -> None:
+        """Through memory, so that the epilogue stands in the code once."""
+        lanes, last = self.g.lanes, width_of(acc[0, cov - 1])
+        for (n, b), register in acc.items():
+            width = width_of(register)
+            T.buffer_store(self.result, register[tirx.Ramp(0, 1, width)], [tirx.Ramp((n * cov + b) * lanes, 1, width)])
+        whole = cov if last == lanes else cov - 1
+        for first, count, width in ((0, whole, lanes), (whole, cov - whole, last)):
+            if not count:
+                continue
+            with T.serial(0, len(place.pixels)) as n, T.serial(0, count) as vectors:
+                b = first + vectors
+                i, j = (0, n) if place.ht == 1 else (n // place.wt, n % place.wt)
+                cell = lambda lane, n=n, b=b: self.result[(n * cov + b) * lanes + lane]
+                self._store(place, i, j, (block + b) * lanes, cell, width)
+
+    def _store(self, place: Place, i, j, first, cell, width: int) -> None:
+        """``width`` channels from ``first`` on of a pixel of the tile; ``cell(lane)`` is what the product gave."""
         pixel = (place.batch, place.row + i, place.column + j) if self.g.is_conv else (place.column + j,)
 
         def value(lane):
             self.cell = cell(lane)
             return self.value(*pixel, first + lane)
 
-        vector(self.y, (*pixel, first), value, self.g.lanes)
+        vector(self.y, (*pixel, first), value, width)

@@ -350,7 +350,7 @@ class _Builder:
             ahead.fetch(following, number, k, self.level)
             left = [source[xi * v_stride + (tile + i) * self.ci_lanes + k] for i in range(wt)]
             right = [self.weight[xi, block + j, k, tirx.Ramp(0, 1, g.lanes)] for j in range(cov)]
-            accumulate(acc, left, right, g.lanes)
+            accumulate(acc, left, right)
         for (i, j), register in acc.items():
             where = xi * m_stride + (tile + i) * self.co_lanes + (block + j) * g.lanes
             T.buffer_store(result, register[tirx.Ramp(0, 1, g.lanes)], [tirx.Ramp(where, 1, g.lanes)])

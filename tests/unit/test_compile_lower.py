@@ -447,3 +447,16 @@ def test_weights_are_rounded_to_float16(value: float, rounded: float):
 def test_weight_that_float16_does_not_hold_is_refused(value: float):
     with pytest.raises(CompileError, match="is beyond 65504, the largest of float16; leave `core.precision` of the target at fp32"):
         as_type(np.array([1.0, value], np.float32), "float16")
+
+
+def test_widths_whose_last_vector_is_half_padding_are_told_where_that_saves_time():
+    """Eight lanes: kernels of 17 to 20 channels are one workload, of 21 to 24 another; elsewhere all of them are the same."""
+    one_a_cycle = PROFILE.model_copy(update={"core": PROFILE.core.model_copy(update={"fma_per_cycle": 1.0})})
+
+    def keys(profile, *widths):
+        for module in (lambda n: nn.Conv2d(4, n, 1), lambda n: nn.Sequential(nn.Flatten(), nn.Linear(64, n))):
+            traced = (lower(trace(module(n).eval(), (torch.randn(1, 4, 4, 4),)), profile) for n in widths)
+            yield len({next(w.key for w in network.workloads() if w.macs) for network in traced})
+
+    assert list(keys(one_a_cycle, 17, 20)) == list(keys(one_a_cycle, 21, 24)) == [1, 1]
+    assert list(keys(one_a_cycle, 20, 21)) == [2, 2] and list(keys(PROFILE, 17, 24)) == [1, 1]

@@ -84,6 +84,14 @@ def test_latency_over_output_width_is_a_staircase():
     assert latency[8] > latency[7]
 
 
+def test_half_a_vector_of_padding_takes_half_the_time_where_that_is_told():
+    model = AnalyticModel(make_profile(fma_per_cycle=1))
+    whole, half = conv(16, 24), conv(16, 20)
+    told = Workload(half.inputs, (OpCall.make("conv2d", 0, 1, **dict(half.ops[0].attrs), half=1),), half.output, half.macs)
+    all_three, untold, used = (e.latency_us for e in model.predict([whole, half, told]))
+    assert untold == all_three and used == pytest.approx(all_three * 2.5 / 3)
+
+
 def test_latency_over_input_width_is_proportional():
     model = AnalyticModel(make_profile())
     one, two = (e.latency_us for e in model.predict([conv(16, 16), conv(32, 16)]))
