@@ -195,7 +195,7 @@ def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
         launches_us = machine.launch_us * _launches(workload, config, machine.profile)
         kernels.append(
             Kernel(timing.network, call, workload, config, us, alone_us, multiplied, weights, activations, weights_from,
-                   activations_from, compute_us, transform_us, memory_us, launches_us, _lanes_in_use(workload))
+                   activations_from, compute_us, transform_us, memory_us, launches_us, _lanes_in_use(workload, config))
         )  # fmt: skip
     return kernels
 
@@ -235,13 +235,21 @@ def _multiplied(workload: Workload, config: Config) -> float:
     return workload.macs * tiles * (m + 2) ** 2 / (9 * height * width)
 
 
-def _lanes_in_use(workload: Workload) -> float:
-    """Of the lanes of a convolution's or product's result vectors: what is not the padding of channels to whole vectors."""
+def _lanes_in_use(workload: Workload, config: Config) -> float:
+    """Of the lanes of result vectors that a convolution or product computes: what is not the padding of channels to vectors."""
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("conv2d", "dense"):
         return 1.0
+    blocks, lanes = workload.inputs[anchor.args[1]].shape[0], workload.inputs[anchor.args[1]].shape[-1]
+    left_out = lanes // 2 if dict(config.params).get("half") else 0
+    return _channels(workload) / (blocks * lanes - left_out)
+
+
+def _channels(workload: Workload) -> int:
+    """Results of a convolution or product a pixel, without padding."""
+    anchor = workload.anchor
     pixels = math.prod(anchor["out"]) if anchor.op == "conv2d" else workload.output.shape[0]
-    return workload.macs / (pixels * math.prod(workload.inputs[anchor.args[1]].shape))
+    return round(workload.macs / (pixels * math.prod(workload.inputs[anchor.args[1]].shape[1:-1])))
 
 
 def _shape(workload: Workload) -> str:
@@ -249,7 +257,7 @@ def _shape(workload: Workload) -> str:
     if anchor is None or anchor.op not in ("conv2d", "depthwise"):
         return "x".join(map(str, workload.output.shape))
     stride = f" /{anchor['stride'][0]}" if anchor["stride"] != (1, 1) else ""
-    channels = round(workload.output.shape[-1] * _lanes_in_use(workload))
+    channels = _channels(workload) if anchor.op == "conv2d" else workload.output.shape[-1]
     place = f"{channels} at {'x'.join(map(str, anchor.get('out', workload.output.shape[:3])[1:]))}{stride}"
     return f"{workload.inputs[anchor.args[1]].shape[3]}>{place}" if anchor.op == "conv2d" else place
 

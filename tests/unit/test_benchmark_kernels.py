@@ -67,7 +67,8 @@ def test_lanes_that_are_padding_are_told():
 
     profile = target.load("x86")
     (workload,) = (w for w in lower(trace(nn.Conv2d(8, 19, 3).eval(), torch.zeros(1, 8, 6, 6)), profile).workloads() if w.macs)
-    assert kernels._lanes_in_use(workload) == pytest.approx(19 / 24)
+    assert kernels._lanes_in_use(workload, Config.make("conv_direct")) == pytest.approx(19 / 24)
+    assert kernels._lanes_in_use(workload, Config.make("gemm", half=1)) == pytest.approx(19 / 20)
     assert kernels._shape(workload) == "8>19 at 4x4"
 
 
