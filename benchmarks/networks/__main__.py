@@ -142,7 +142,8 @@ def _page(path: Path) -> Path:
     notes.append(
         "Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median. Left out: rounds before or after "
         f"which all threads were less than {ENOUGH:.0%} of their number times as fast as one thread at a kernel that is none of the "
-        "contenders; then another machine's work has a part of the cores. Rows without that count are from before rounds were watched."
+        "contenders; then another machine's work has a part of the cores. Where three in four were such rounds, all of them count. Rows "
+        "without that count are from before rounds were watched."
     )
     return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes, pictures)
 
