@@ -31,12 +31,12 @@ demo: venv ## Prune the bundled network to half its latency on this machine, com
 	$(BIN)/hwprune search --target native --model bundled:digits_resnet --data digits --latency 0.5x \
 		--finetune $(FINETUNE) --compile --out $(DEMO) --force
 
-# What times kernels wants the cores for itself and comes one after the other. The rest takes a process a core, all of it in one run:
-# starting those takes ten seconds.
-test: venv ## All tests
-	$(TWO) -rs -m "not timed" tests/unit tests/kernels tests/device
-	$(PYTEST) -rs -m timed tests/kernels
-	$(PYTEST) tests/e2e
+# One after the other: what times kernels wants the cores for itself. The rest takes a process a core.
+test: ## All tests
+	$(MAKE) test-unit
+	$(MAKE) test-kernels
+	$(MAKE) test-device
+	$(MAKE) test-e2e
 
 test-unit: venv ## Tests that compile nothing, a process a core
 	$(TWO) tests/unit

@@ -241,7 +241,7 @@ def _lanes_in_use(workload: Workload, config: Config) -> float:
     if anchor is None or anchor.op not in ("conv2d", "dense"):
         return 1.0
     blocks, lanes = workload.inputs[anchor.args[1]].shape[0], workload.inputs[anchor.args[1]].shape[-1]
-    left_out = lanes // 2 if dict(config.params).get("half") else 0
+    left_out = lanes // 2 if config.get("half") else 0
     return _channels(workload) / (blocks * lanes - left_out)
 
 

@@ -104,6 +104,12 @@ class Workload:
         return None
 
     @property
+    def half_padding(self) -> bool:
+        """Whether the second half of the last vector of a convolution's or product's results is padding, and leaving it out saves time:
+        see ``Emitter.padding``."""
+        return self.anchor is not None and bool(self.anchor.get("half"))
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes of all operands and the result, each touched once: the least a kernel can move."""
         return sum(t.size_bytes for t in self.inputs) + self.output.size_bytes

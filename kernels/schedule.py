@@ -32,6 +32,9 @@ class Config:
     def __getitem__(self, name: str) -> int | str:
         return dict(self.params)[name]
 
+    def get(self, name: str, default: int | str | None = None) -> int | str | None:
+        return dict(self.params).get(name, default)
+
     def to_text(self) -> str:
         return json.dumps({"rule": self.rule, **dict(self.params)}, sort_keys=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hwprune.measure.timed import reference
 from hwprune.measure.worker import Kernels
 from hwprune.target import TargetProfile
 
@@ -13,13 +12,12 @@ _RUNS = 200
 
 
 class Witness:
-    """A kernel that is bound by arithmetic, by one thread and by all threads of ``profile``."""
+    """The reference kernel, which is bound by arithmetic, by one thread and by all threads of ``profile``."""
 
     def __init__(self, profile: TargetProfile):
-        workload, config = reference(profile)
         self.threads = profile.threads
         self._kernels = [Kernels(profile.model_dump_json(by_alias=True), threads) for threads in (1, profile.threads)]
-        self._one, self._all = (kernels.timers(workload, [config])[0][config] for kernels in self._kernels)
+        self._one, self._all = (kernels.reference for kernels in self._kernels)
 
     def speedup(self) -> float:
         """How many times as fast as one thread all threads are, now."""

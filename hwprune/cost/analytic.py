@@ -74,7 +74,7 @@ class AnalyticModel:
             return np.zeros(0)
         features = np.array([self._features(w) for w in workloads], dtype=np.float64)
         batch, rows, columns, vectors, reduction, vector_ops, bytes_moved = features.T
-        used = 1 - 0.5 * np.array([_leaves_half_out(w) for w in workloads]) / vectors
+        used = 1 - 0.5 * np.array([w.half_padding for w in workloads]) / vectors
         arithmetic = used * self._tile_cycles(batch, rows, columns, vectors, reduction) + self._vector_cycles(vector_ops)
         return np.maximum(arithmetic / self.profile.core.frequency_mhz, self._memory_us(bytes_moved))
 
@@ -165,9 +165,3 @@ class AnalyticModel:
         for capacity, rate in reversed(levels):
             bandwidth = np.where(bytes_moved <= capacity, np.maximum(rate, dram), bandwidth)
         return bytes_moved / bandwidth
-
-
-def _leaves_half_out(workload: Workload) -> bool:
-    """Whether kernels may leave out half of the last vector of results, which is padding."""
-    anchor = workload.anchor
-    return anchor is not None and bool(anchor.get("half"))

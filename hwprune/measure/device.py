@@ -21,15 +21,19 @@ EMULATED = "emulated"
 def local_device() -> str:
     """This machine's processor, as text: measurements are shared between machines that read the same."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if ":" in line)}
-    try:
         board = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n")
     except OSError:
         board = ""
-    return device_text(facts, board, platform.processor() or platform.machine(), available_cores())
+    return device_text(cpuinfo(), board, platform.processor() or platform.machine(), available_cores())
+
+
+def cpuinfo() -> dict[str, str]:
+    """What the system tells of the first processor; nothing where it tells nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if ":" in line)}
 
 
 def device_text(cpuinfo: Mapping[str, str], board: str, machine: str, cores: int) -> str:

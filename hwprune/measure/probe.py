@@ -6,9 +6,10 @@ import platform
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Mapping
 
 from hwprune.errors import TargetError
-from hwprune.measure.device import available_cores
+from hwprune.measure.device import available_cores, cpuinfo
 from hwprune.target import TargetProfile, host_features, load_file, shipped_folder
 
 #: Shipped profiles that a machine may build on, the most capable first.
@@ -16,7 +17,7 @@ _BASES = ("x86-avx512", "x86", "rpi5")
 
 #: (vendor, family) of processors that start one multiply-add of 512 bits in a cycle, however many their base profile says; and who says so.
 _ONE_OF_512_BITS = {
-    ("AuthenticAMD", 25): "Software Optimization Guide for the AMD Zen 4 Microarchitecture: operations of 512 bits take a pipe of 256 bits twice"
+    ("AuthenticAMD", "25"): "Software Optimization Guide for the AMD Zen 4 Microarchitecture: operations of 512 bits take a pipe of 256 bits twice"
 }
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -29,13 +30,13 @@ def native_profile() -> TargetProfile:
     Cores, caches and clock are read from the system; vector registers and ports come from the shipped profile of the
     widest instruction set that the processor has, where nothing else is known of the processor. TargetError if none fits.
     """
-    base = _base()
+    base, told = _base(), cpuinfo()
     caches, sizes = _caches(), {}
     for level, key in ((1, "l1d_bytes"), (2, "l2_bytes"), (3, "l3_bytes")):
         if level in caches:
             sizes[key] = caches[level]
     sizes["l2_bytes"] = max(sizes.get("l2_bytes", base.memory.l2_bytes), sizes.get("l1d_bytes", base.memory.l1d_bytes))
-    clock = _clock_mhz()
+    clock = _clock_mhz(told)
     cores = available_cores()
     read = "read from this machine's /sys and /proc"
     source = {key: text for key, text in base.source.items() if not key.startswith(("cores", "threads"))}
@@ -43,12 +44,12 @@ def native_profile() -> TargetProfile:
     if clock:
         source["core.frequency_mhz"] = read
     core: dict[str, float] = {"frequency_mhz": clock} if clock else {}
-    halves = _ONE_OF_512_BITS.get(_vendor_and_family()) if base.core.vector_bits == 512 else None
+    halves = _ONE_OF_512_BITS.get((told.get("vendor_id"), told.get("cpu family"))) if base.core.vector_bits == 512 else None
     if halves:
         core["fma_per_cycle"], source["core.fma_per_cycle"] = 1.0, halves
     data = base.model_dump(by_alias=True) | {
         "name": "native",
-        "description": f"this machine: {_processor()}, over the profile {base.name}",
+        "description": f"this machine: {told.get('model name') or platform.machine()}, over the profile {base.name}",
         "alias_of": None, "cores": cores, "threads": cores, "source": source,
         "core": base.core.model_dump() | core,
         "memory": base.memory.model_dump() | sizes,
@@ -82,32 +83,13 @@ def _caches() -> dict[int, int]:
     return found
 
 
-def _clock_mhz() -> float | None:
-    """The clock that the system reports, in MHz; None where it does not."""
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("cpu MHz"):
-            return round(float(line.split(":")[1]), 1)
+def _clock_mhz(told: Mapping[str, str]) -> float | None:
+    """The clock that the system reports, in MHz; None where it does not. told : see ``cpuinfo``."""
+    if "cpu MHz" in told:
+        return round(float(told["cpu MHz"]), 1)
     for line in _lines("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"):
         return int(line) / 1e3
     return None
-
-
-def _processor() -> str:
-    return _told("model name") or platform.machine()
-
-
-def _vendor_and_family() -> tuple[str, int]:
-    family = _told("cpu family")
-    return _told("vendor_id"), int(family) if family.isdigit() else 0
-
-
-def _told(key: str) -> str:
-    """What the system says of the first processor under ``key``; empty where it says nothing."""
-    for line in _lines("/proc/cpuinfo"):
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 def _lines(path: str) -> list[str]:

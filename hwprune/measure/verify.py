@@ -33,9 +33,8 @@ def kernel_error(workload: Workload, config: Config, profile: TargetProfile) -> 
     functions = build({"kernel": primfunc(workload, profile, config), "plain": other}, profile)
     generator = np.random.default_rng(0)
     operands = [generator.standard_normal(t.shape).astype(t.dtype) for t in workload.inputs]
-    anchor = workload.anchor
-    if anchor is not None and anchor.get("half"):  # padding of the weight, which kernels may leave out, is zero
-        weight = operands[anchor.args[1]]
+    if workload.half_padding:  # of the weight, which kernels may leave out: zero, as in a network
+        weight = operands[workload.anchor.args[1]]
         weight[-1, ..., weight.shape[-1] // 2 :] = 0
     packed = repacked(workload, config)
     as_read = [packed[i].transform(a) if i in packed else a for i, a in enumerate(operands)]

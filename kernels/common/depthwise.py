@@ -44,13 +44,13 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     if g.weighted and g.sum_dtype == "float16" and g.kh * g.kw > FLOAT16_TERMS:
         return None  # the sum is one of float32
-    offered = []
+    offered, far = [], _from_far(g, profile)
     for wt, cov in _tiles(g, profile):
         for split in ("rows", "channels"):
             for order in ORDERS:
                 cost, params = _cost(g, profile, wt, cov, split, order), {"wt": wt, "cov": cov, "split": split, "order": order}
                 offered.append((cost, Config.make(name, **params)))
-                if _from_far(g, profile):  # what that saves is not in the cost: measurements tell
+                if far:  # what that saves is not in the cost: measurements tell
                     offered.append((1.01 * cost, Config.make(name, **params, ahead=1)))
     offered.sort(key=lambda item: item[0])
     return [config for _, config in offered]
@@ -148,7 +148,7 @@ class _Builder:
         if g.channels % (self.cov * self.lanes):
             raise Infeasible(f"{config.to_text()}: {g.channels} channels do not divide into {self.cov} vectors of {self.lanes}")
         self.blocks = g.channels // self.lanes // self.cov
-        self.ahead = bool(dict(config.params).get("ahead"))
+        self.ahead = bool(config.get("ahead"))
 
     def statements(self, inputs, y) -> None:
         anchor = self.workload.anchor

@@ -50,17 +50,18 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     ranked = []
     for (ht, wt, cov), split in product(_tiles(g, profile), ("columns", "rows")):
-        ranked.append((_cost(g, profile, ht, wt, cov, split), Config.make(name, ht=ht, wt=wt, cov=cov, split=split)))
-        if split == "rows" and _halves(g, cov):
-            ranked.append((_cost(g, profile, ht, wt, cov, split, half=True), Config.make(name, ht=ht, wt=wt, cov=cov, split=split, half=1)))
+        params = {"ht": ht, "wt": wt, "cov": cov, "split": split}
+        ranked.append((_cost(g, profile, **params), Config.make(name, **params)))
+        if _halves(g, cov, split):
+            ranked.append((_cost(g, profile, **params, half=True), Config.make(name, **params, half=1)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
 
 
-def _halves(g: Pixels, cov: int) -> bool:
+def _halves(g: Pixels, cov: int, split: str) -> bool:
     """Whether half of the last vector can be left out and it is worth it: halves alone in a panel, each with a pixel of its own to
-    load, were measured to be as slow as whole ones."""
-    return g.half and Runs(g.blocks, cov).sizes[-1][1] > 1
+    load, were measured to be as slow as whole ones. Threads then share rows: panels are not all alike."""
+    return g.half and split == "rows" and Runs(g.blocks, cov).sizes[-1][1] > 1
 
 
 class Pixels(Geometry):
@@ -72,7 +73,7 @@ class Pixels(Geometry):
         self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
         self.dilations = anchor["dilation"] if anchor.op == "conv2d" else (1, 1)
         self.is_conv = anchor.op == "conv2d"
-        self.half = bool(anchor.get("half"))
+        self.half = workload.half_padding
         self.pixels = self.n * self.oh * self.ow
         self.flat = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False) and self._flattens(workload)
         if self.flat:
@@ -184,9 +185,9 @@ class Builder:
         self.split = config["split"]
         self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
         self.panels = Runs(self.g.blocks, int(config["cov"]))
-        self.half = bool(dict(config.params).get("half"))
-        if self.half and not _halves(self.g, int(config["cov"])):
-            raise Infeasible(f"{config.to_text()}: the last vector of {self.g.blocks} is whole, or alone in its panel")
+        self.half = bool(config.get("half"))
+        if self.half and not _halves(self.g, int(config["cov"]), self.split):
+            raise Infeasible(f"{config.to_text()}: the last vector of {self.g.blocks} is whole, or alone in its panel, or threads share panels")
         anchor = workload.anchor
         light = sum(VECTOR_OPS.get(c.op, _LIGHT) for c in workload.ops if c is not anchor) <= _LIGHT
         self.largest = int(config["ht"]) * int(config["wt"]) * int(config["cov"]) * self.g.lanes

@@ -45,7 +45,7 @@ def products(profile):
 
 
 def halves(workload, profile) -> list[Config]:
-    return [c for c in candidates(workload, profile) if dict(c.params).get("half")]
+    return [c for c in candidates(workload, profile) if c.get("half")]
 
 
 @pytest.mark.parametrize("lanes", [8, 16])
@@ -68,7 +68,7 @@ def test_a_network_of_them_computes_what_torch_does(usable, tmp_path):
         return used[-1]
 
     artifact = build_artifact(network, profile, pick, tmp_path / "artifact")
-    assert sum(bool(dict(c.params).get("half")) for c in used) >= 3
+    assert sum(bool(c.get("half")) for c in used) >= 3
     (found,), (expected,) = run(runtime.load(artifact), (x,)), exact(module, (x,))
     assert relative_error(found, expected) < TOLERANCE
 
