@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import sqlite3
+import time
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from hwprune.measure.estimate import Latency
 from hwprune.measure.schema import SCHEMA_VERSION, migrate, transaction, version_of
 from hwprune.progress import SILENT, Progress
 from hwprune.workload import Workload
+
+#: How long another process that writes is waited for.
+_TIMEOUT_S = 30.0
 
 _COLUMNS = (
     "workload, config, device, threads, software, latency_us, low_us, high_us, rounds, noisy, effort, failure, description, "
@@ -114,7 +118,7 @@ class Store:
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level=None)
         version = version_of(db)
         if version > SCHEMA_VERSION:
             db.close()
@@ -122,7 +126,7 @@ class Store:
                 f"{self.path} has schema version {version}, this hwprune reads {SCHEMA_VERSION}: a newer hwprune wrote it; "
                 "update hwprune, or choose another with --store"
             )
-        db.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(db)
         db.execute("PRAGMA synchronous=NORMAL")
         if version < SCHEMA_VERSION:
             migrate(db)
@@ -252,6 +256,19 @@ class Store:
         damaged = any(text in str(err) for text in ("malformed", "not a database"))
         mend = "the file is damaged: move it away (it is left as it is)" if damaged else "free some space (what was stored before is kept)"
         return StoreError(f"measurement store {self.path}: {err}; {mend}, or choose another with --store")
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging. SQLite does not wait here for another process that is switching, as it does for locks."""
+    until = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as err:
+            if "locked" not in str(err) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _values(row: Row) -> tuple:
