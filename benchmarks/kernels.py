@@ -117,16 +117,7 @@ class Kernel:
 
     @property
     def kind(self) -> str:
-        anchor = self.workload.anchor
-        if anchor is None:
-            return "element-wise"
-        if anchor.op == "conv2d":
-            _, kh, kw, _, _ = self.workload.inputs[anchor.args[1]].shape
-            return f"conv {kh}x{kw}"
-        if anchor.op == "depthwise":
-            kh, kw, _ = self.workload.inputs[anchor.args[1]].shape
-            return f"depthwise {kh}x{kw}"
-        return anchor.op
+        return " + ".join(_kind(stage) for stage in self.workload.stages)
 
     def row(self, total_us: float) -> tuple:
         moved = self.weights + self.activations
@@ -235,8 +226,22 @@ def _multiplied(workload: Workload, config: Config) -> float:
     return workload.macs * tiles * (m + 2) ** 2 / (9 * height * width)
 
 
+def _kind(stage: Workload) -> str:
+    anchor = stage.anchor
+    if anchor is None:
+        return "element-wise"
+    if anchor.op == "conv2d":
+        _, kh, kw, _, _ = stage.inputs[anchor.args[1]].shape
+        return f"conv {kh}x{kw}"
+    if anchor.op == "depthwise":
+        kh, kw, _ = stage.inputs[anchor.args[1]].shape
+        return f"depthwise {kh}x{kw}"
+    return anchor.op
+
+
 def _lanes_in_use(workload: Workload, config: Config) -> float:
     """Of the lanes of result vectors that a convolution or product computes: what is not the padding of channels to vectors."""
+    workload = workload.stages[0]
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("conv2d", "dense"):
         return 1.0
@@ -253,6 +258,10 @@ def _channels(workload: Workload) -> int:
 
 
 def _shape(workload: Workload) -> str:
+    return " + ".join(map(_stage_shape, workload.stages))
+
+
+def _stage_shape(workload: Workload) -> str:
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("conv2d", "depthwise"):
         return "x".join(map(str, workload.output.shape))

@@ -280,6 +280,12 @@ class TargetProfile(_Frozen):
         return self.gpu is None and not self.core.lane_broadcast and self.core.fma_per_cycle <= 1
 
     @property
+    def joins_depthwise(self) -> bool:
+        """Whether a 1x1 convolution and the depthwise one that reads it are one kernel: not where pixels are multiplied by lane, for
+        which convolutions have rules of their own."""
+        return self.gpu is None and not self.core.lane_broadcast and self.dtype == "float32"
+
+    @property
     def peak_flops(self) -> float:
         """Operations of ``dtype`` per second on ``threads`` cores; a fused multiply-add is two."""
         return 2 * self.lanes * self.core.fma_per_cycle * self.core.frequency_mhz * 1e6 * self.threads

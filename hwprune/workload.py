@@ -103,6 +103,42 @@ class Workload:
                 return call
         return None
 
+    @cached_property
+    def anchors(self) -> tuple[OpCall, ...]:
+        """All operators that are anchors. A kernel of a convolution and a depthwise one that reads it has two."""
+        return tuple(call for call in self.ops if call.op in ANCHORS)
+
+    @cached_property
+    def stages(self) -> tuple["Workload", ...]:
+        """The kernels, of one anchor each, that would compute this one: the result of one is the first input of the next."""
+        if len(self.anchors) < 2:
+            return (self,)
+        first, second = self.anchors
+        count, at, weight = len(self.inputs), self.ops.index(second), self.inputs[first.args[1]].shape
+        made = TensorSpec((*first["out"], weight[0] * weight[-1]), dtype=self.dtype)
+        # multiply-adds for each channel, which both have the same number of
+        each = (math.prod(first["out"]) * math.prod(weight[1:-1]), math.prod((*self.output.shape[:-1], *self.inputs[second.args[1]].shape[:-1])))
+        channels = self.macs // sum(each)
+        read = [[(i, self.inputs[i]) for i in numbers] for numbers in self.inputs_of_stages]
+        return (
+            self._stage(self.ops[:at], read[0], count, made, channels * each[0]),
+            self._stage(self.ops[at:], [(count + at - 1, made), *read[1]], count + at, self.output, channels * each[1]),
+        )
+
+    @cached_property
+    def inputs_of_stages(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the inputs that each of ``stages`` reads, beside the result of the one before."""
+        at = self.ops.index(self.anchors[1]) if len(self.anchors) > 1 else len(self.ops)
+        parts = [ops for ops in (self.ops[:at], self.ops[at:]) if ops]
+        return tuple(tuple(i for i in range(len(self.inputs)) if any(i in call.args for call in ops)) for ops in parts)
+
+    @staticmethod
+    def _stage(ops: tuple[OpCall, ...], inputs: list[tuple[int, TensorSpec]], first: int, output: TensorSpec, macs: int) -> "Workload":
+        """``ops``, the first of which makes value number ``first``, over ``inputs``: (number of the value, what it is)."""
+        number = {value: i for i, (value, _) in enumerate(inputs)} | {first + i: len(inputs) + i for i in range(len(ops))}
+        renumbered = tuple(OpCall(call.op, tuple(number[a] for a in call.args), call.attrs) for call in ops)
+        return Workload(tuple(spec for _, spec in inputs), renumbered, output, macs)
+
     @property
     def half_padding(self) -> bool:
         """Whether the second half of the last vector of a convolution's or product's results is padding, and leaving it out saves time:

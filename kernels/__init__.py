@@ -14,7 +14,7 @@ from tvm import tirx
 
 from hwprune.errors import CompileError, Infeasible
 from hwprune.kernels.arm import conv_lane, conv_lane_half
-from hwprune.kernels.common import attention, conv_direct, depthwise, elementwise, gemm, normalize, winograd
+from hwprune.kernels.common import attention, conv_direct, depthwise, elementwise, expansion, gemm, normalize, winograd
 from hwprune.kernels.cuda import RULES as CUDA_RULES
 from hwprune.kernels.cuda import gemm as cuda_gemm
 from hwprune.kernels.cuda import split as cuda_split
@@ -28,7 +28,7 @@ from hwprune.workload import TensorSpec, Workload
 KERNELS_VERSION = 8
 
 #: The first rule that offers candidates has the workload.
-CPU_RULES: tuple[Rule, ...] = (conv_lane_half, gemm, conv_lane, normalize, attention, conv_direct, depthwise, elementwise)
+CPU_RULES: tuple[Rule, ...] = (expansion, conv_lane_half, gemm, conv_lane, normalize, attention, conv_direct, depthwise, elementwise)
 
 #: Name of the rule that has a workload -> rules that offer other ways to compute it, beside that one.
 ALTERNATIVES: Mapping[str, tuple[Rule, ...]] = {

@@ -156,6 +156,7 @@ class _Lowering:
         self.user_inputs = [n for n in signature.user_inputs if isinstance(n, str)]
         self.user_outputs = [n for n in signature.user_outputs if isinstance(n, str)]
         self.place = ops.Placement(frozenset(traced.targets), frozenset(self.user_inputs), profile.dtype, profile.half_vectors)
+        self.profile = profile
         self.layouts = self.place.layouts
         self.groups: list[list[fx.Node]] = []
         self.owner: dict[str, list[fx.Node]] = {}
@@ -268,10 +269,24 @@ class _Lowering:
             layout = ops.row_layout(given, rank, padded=not as_it_is)
             self._want(operand, layout)
             return self._start(node, layout if layout.merged else rows(rank))
+        expansion = self._expansion(node, operand)
+        if expansion is not None:
+            return self._join(expansion, node, usual(rank))
         wanted = nhwc(len(self.traced.shape(operand.name))) or rows(len(self.traced.shape(operand.name)))
         if not (as_it_is and node.target in ops.IMAGES):
             self._want(operand, wanted)
         self._start(node, usual(rank))
+
+    def _expansion(self, node: fx.Node, operand: fx.Node) -> list[fx.Node] | None:
+        """The kernel of the convolution that makes ``operand``, if ``node`` is a depthwise convolution that can be a part of it."""
+        if not (self.profile.joins_depthwise and ops.is_depthwise(node, self.traced.shape) and self.layouts.get(operand.name) == usual(4)):
+            return None
+        group = self.owner.get(operand.name)
+        if group is None or group[-1] is not operand or not self._only_reader(operand, operand):
+            return None
+        alone = not any(n.target in ops.ANCHORS for n in group[1:])
+        expands = alone and ops.expands(group[0], self.traced.shape, self.lanes)
+        return group if expands and ops.is_worth_joining(node, self.traced.shape, self.profile) else None
 
     def _want(self, node: fx.Node, layout: Layout) -> None:
         """See to it that ``node`` can be read in ``layout``: where it does not lie so, a copy is made, once."""

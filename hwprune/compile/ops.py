@@ -17,6 +17,7 @@ from hwprune.compile.constants import Aligned, BatchNorm, Bias, Constant, ConvWe
 from hwprune.compile.layouts import Layout, Pad, Views, extended, nhwc, plain, rows, text, usual
 from hwprune.compile.views import IDENTITIES, LISTS, VIEWS, views_of
 from hwprune.errors import UnsupportedOperator
+from hwprune.target import TargetProfile
 from hwprune.workload import OpCall, TensorSpec, Workload
 
 aten = torch.ops.aten
@@ -195,6 +196,10 @@ def refuse(node: fx.Node, why: str = "") -> UnsupportedOperator:
     return UnsupportedOperator(f"the compiler has no kernel for operator {node.target}{' ' + why if why else ''}")
 
 
+#: Of an activation in between two convolutions of one kernel: what is made by two threads at most. One that is not joined takes its
+#: way through a farther cache, which costs about as much.
+_MADE_TWICE = 0.05
+
 # --- anchors ----------------------------------------------------------------------------------------------------
 
 def _conv2d(e: Emitter, node: fx.Node):
@@ -223,6 +228,42 @@ def _conv2d(e: Emitter, node: fx.Node):
     if bias is not None or norm is not None:
         y = e.op("add", y, e.constant(Bias(weight.name, bias.name if bias is not None else None, norm)))
     return y
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    return node.target in (aten.conv2d.default, aten.conv2d.padding)
+
+
+def is_depthwise(node: fx.Node, shapes: Shapes) -> bool:
+    """Whether ``node`` makes each channel of an image of one channel, each of another one."""
+    if not _is_convolution(node):
+        return False
+    co, ci, _, _ = shapes(node.args[1].name)
+    return ci == 1 and 1 < co == shapes(node.args[0].name)[1]
+
+
+def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
+    """Whether ``node`` is a convolution such as makes the channels of an inverted bottleneck: each pixel of all channels at its place,
+    or of a window over an image of fewer channels than a vector has elements."""
+    if not _is_convolution(node):
+        return False
+    _, ci, kh, kw = shapes(node.args[1].name)
+    if ci != shapes(node.args[0].name)[1]:
+        return False
+    stride, padding = _pair(argument(node, 3, "stride"), 1), argument(node, 4, "padding", 0)
+    plain = (kh, kw) == (1, 1) and stride == (1, 1) and not any(_conv_padding(padding, (kh, kw), (1, 1), stride, node))
+    return plain or ((kh, kw) != (1, 1) and ci < lanes)
+
+
+def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> bool:
+    """Whether a depthwise convolution is faster in one kernel with what makes its input: that and the result do not stay in the threads'
+    near caches, and few rows of it are made by two threads."""
+    (n, channels, height, width), (_, _, oh, ow) = shapes(node.args[0].name), shapes(node.name)
+    (stride, _), (dilation, _) = _pair(argument(node, 3, "stride"), 1), _pair(argument(node, 5, "dilation"), 1)
+    reach = (shapes(node.args[1].name)[2] - 1) * dilation + 1
+    twice = (profile.threads - 1) * max(reach - stride, 0)
+    near = profile.threads * profile.memory.l2_bytes
+    return 4 * n * channels * (height * width + oh * ow) > near and twice <= _MADE_TWICE * height
 
 
 def _conv_padding(padding, kernel, dilation, stride, node) -> tuple[int, int, int, int]:

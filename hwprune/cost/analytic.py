@@ -72,14 +72,17 @@ class AnalyticModel:
         """float64 [len(workloads)]: predicted latencies in microseconds."""
         if not workloads:
             return np.zeros(0)
-        features = np.array([self._features(w) for w in workloads], dtype=np.float64)
-        batch, rows, columns, vectors, reduction, vector_ops, bytes_moved = features.T
-        used = 1 - 0.5 * np.array([w.half_padding for w in workloads]) / vectors
-        arithmetic = used * self._tile_cycles(batch, rows, columns, vectors, reduction) + self._vector_cycles(vector_ops)
+        stages = [(i, stage) for i, workload in enumerate(workloads) for stage in workload.stages]
+        features = np.array([self._features(stage) for _, stage in stages], dtype=np.float64)
+        batch, rows, columns, vectors, reduction, vector_ops = features.T
+        used = 1 - 0.5 * np.array([stage.half_padding for _, stage in stages]) / vectors
+        cycles = used * self._tile_cycles(batch, rows, columns, vectors, reduction) + self._vector_cycles(vector_ops)
+        arithmetic = np.bincount([i for i, _ in stages], cycles)
+        bytes_moved = np.array([w.bytes_moved for w in workloads], dtype=np.float64)
         return np.maximum(arithmetic / self.profile.core.frequency_mhz, self._memory_us(bytes_moved))
 
     def _features(self, workload: Workload) -> tuple[float, ...]:
-        """Batch, rows, columns, channel vectors, reduction steps, further vector instructions, bytes moved."""
+        """Batch, rows, columns, channel vectors, reduction steps, further vector instructions of a kernel with one anchor at most."""
         lanes = self.profile.lanes
         shape = workload.output.shape
         vectors = -(-shape[-1] // lanes)
@@ -99,7 +102,7 @@ class AnalyticModel:
                     f"the analytic cost model does not know operator {call.op!r} (workload {workload.key}); "
                     f"measure it on the target, or add its cost to hwprune/cost/analytic.py"
                 )
-        return batch, rows, columns, vectors, reduction, further, workload.bytes_moved
+        return batch, rows, columns, vectors, reduction, further
 
     def _anchor(self, call: OpCall, workload: Workload) -> tuple[float, float]:
         """Reduction steps of each result vector, done in register tiles; and plain vector instructions of each."""

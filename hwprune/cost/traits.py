@@ -31,14 +31,14 @@ class Traits:
 
 
 def traits_of(workload: Workload) -> Traits:
-    anchor = workload.anchor
-    window = tuple(anchor.get(name) for name in ("stride", "padding", "dilation", "kernel", "kind")) if anchor else ()
+    anchors = workload.anchors
+    window = tuple(anchor.get(name) for anchor in anchors for name in ("stride", "padding", "dilation", "kernel", "kind"))
     spatial = tuple(t.shape[:-1] for t in workload.inputs if t.role == "data")
     weights = [t.shape for t in workload.inputs if t.role == "weight"]
     kernels = tuple(shape[1:3] if len(shape) == 5 else len(shape) for shape in weights)
     names = tuple(c.op for c in workload.ops)
-    name = anchor.op if anchor else "elementwise"
-    kind = f"{name} {window} {kernels[:1] if anchor else names}"
+    name = " ".join(anchor.op for anchor in anchors) or "elementwise"
+    kind = f"{name} {window} {kernels[:1] if anchors else names}"
     place = f"{kind} on {workload.output.shape[:-1]}"
     wide = [shape for shape in weights if len(shape) >= 3]
     # packed weights are [channels out / lanes, ..., channels in, lanes]

@@ -109,7 +109,7 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
 
 
 class _Builder(gemm.Builder):
-    def _tile(self, place: gemm.Place, block, cov: int) -> None:
+    def tile(self, place: gemm.Place, block, cov: int) -> None:
         g, pieces, count = self.g, _Pieces.of(self.g), len(place.pixels)
         acc = registers(count, cov, g.lanes, dtype=_HALF)
         total = registers(count, cov, g.lanes, dtype=_HALF) if pieces.count > 1 else None

@@ -9,12 +9,13 @@ have code of their own, which leaves out what lies outside. Input that no near c
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Iterator, Sequence
+from typing import Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
+from hwprune.kernels.common.taps import Columns, rows_inside
 from hwprune.kernels.compute import expression, pooled
 from hwprune.kernels.functions import FLOAT16_TERMS, LOWEST_FLOAT16, as_type
 from hwprune.kernels.loops import Runs, function, prefetch, registers, vector
@@ -39,13 +40,13 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     if anchor.args[0] >= len(workload.inputs):  # operators before it would be computed once for each tap
         return None
-    g = _Geometry(workload)
+    g = Geometry(workload)
     if not g.fits or g.channels % profile.lanes or len(workload.output.shape) != 4:
         return None
     if g.weighted and g.sum_dtype == "float16" and g.kh * g.kw > FLOAT16_TERMS:
         return None  # the sum is one of float32
     offered, far = [], _from_far(g, profile)
-    for wt, cov in _tiles(g, profile):
+    for wt, cov in tiles(g, profile):
         for split in ("rows", "channels"):
             for order in ORDERS:
                 cost, params = _cost(g, profile, wt, cov, split, order), {"wt": wt, "cov": cov, "split": split, "order": order}
@@ -56,7 +57,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     return [config for _, config in offered]
 
 
-class _Geometry:
+class Geometry:
     """Extents of a depthwise convolution or of a pool."""
 
     def __init__(self, workload: Workload):
@@ -89,12 +90,15 @@ class _Geometry:
         return max(self.anchor["border"], LOWEST_FLOAT16) if self.sum_dtype == "float16" else self.anchor["border"]
 
     @cached_property
+    def columns(self) -> Columns:
+        return Columns(self.ow, self.kw, self.stride[1], self.dilation[1], self.left, self.w)
+
+    @property
     def reach(self) -> int:
-        """Columns of the input between the first and the last tap."""
-        return (self.kw - 1) * self.dilation[1]
+        return self.columns.reach
 
 
-def _tiles(g: _Geometry, profile: TargetProfile) -> list[tuple[int, int]]:
+def tiles(g: Geometry, profile: TargetProfile) -> list[tuple[int, int]]:
     """(pixels, vectors) of a register tile: accumulators, and the input and the weights of a row of the kernel."""
     registers = profile.core.vector_registers
     return sorted({
@@ -104,7 +108,7 @@ def _tiles(g: _Geometry, profile: TargetProfile) -> list[tuple[int, int]]:
     })  # fmt: skip
 
 
-def _operands(g: _Geometry, profile: TargetProfile, wt: int, cov: int) -> int:
+def _operands(g: Geometry, profile: TargetProfile, wt: int, cov: int) -> int:
     """Registers of a tile beside its accumulators."""
     if not profile.core.lane_broadcast:
         return 2 * cov + 2
@@ -112,19 +116,24 @@ def _operands(g: _Geometry, profile: TargetProfile, wt: int, cov: int) -> int:
     return (wt - 1) * g.stride[1] + g.reach + 1 + _WEIGHTS_IN_FLIGHT
 
 
-def _from_far(g: _Geometry, profile: TargetProfile) -> bool:
+def _from_far(g: Geometry, profile: TargetProfile) -> bool:
     """Whether a thread's part of the input is more than its near cache keeps."""
     return DTYPE_BYTES[g.dtype] * g.n * g.h * g.w * g.channels > profile.threads * profile.memory.l2_bytes / 2
 
 
-def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, split: str, order: str) -> float:
-    """Cycles: multiply-adds, loads, chains of accumulators; and what threads and caches cost."""
-    core, memory = profile.core, profile.memory
-    n, oh, ow, channels, kh, kw, stride = g.n, g.oh, g.ow, g.channels, g.kh, g.kw, g.stride[1]
-    vectors, tiles = channels // profile.lanes // cov, Runs(ow, wt)
-    loads = ((wt - 1) * stride + g.reach + 1 + (kw if g.weighted else 0)) * cov
-    row = max(wt * kw * cov / core.fma_per_cycle, kw * core.fma_latency_cycles, loads / core.loads_per_cycle) + 2
-    cycles = n * oh * vectors * tiles.count * (row * kh + 4 * wt * cov)
+def tile_cycles(g: Geometry, profile: TargetProfile, wt: int, cov: int) -> float:
+    """Cycles of all tiles: multiply-adds, loads, chains of accumulators."""
+    core = profile.core
+    loads = ((wt - 1) * g.stride[1] + g.reach + 1 + (g.kw if g.weighted else 0)) * cov
+    row = max(wt * g.kw * cov / core.fma_per_cycle, g.kw * core.fma_latency_cycles, loads / core.loads_per_cycle) + 2
+    return g.n * g.oh * (g.channels // profile.lanes // cov) * Runs(g.ow, wt).count * (row * g.kh + 4 * wt * cov)
+
+
+def _cost(g: Geometry, profile: TargetProfile, wt: int, cov: int, split: str, order: str) -> float:
+    """Cycles of all tiles; and what threads and caches cost."""
+    memory = profile.memory
+    oh, ow, channels, kh, stride = g.oh, g.ow, g.channels, g.kh, g.stride[1]
+    vectors, cycles = channels // profile.lanes // cov, tile_cycles(g, profile, wt, cov)
     units = oh if split == "rows" else vectors
     cycles *= -(-units // profile.threads) / units
     item = DTYPE_BYTES[g.dtype]
@@ -137,13 +146,13 @@ def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, split: str, o
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return function(workload, _Builder(workload, profile, config).statements)
+    return function(workload, Builder(workload, profile, config).statements)
 
 
-class _Builder:
+class Builder:
     def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
         self.workload, self.config, self.threads, self.lanes = workload, config, profile.threads, profile.lanes
-        self.g = g = _Geometry(workload)
+        self.g = g = Geometry(workload)
         self.cov = int(config["cov"])
         if g.channels % (self.cov * self.lanes):
             raise Infeasible(f"{config.to_text()}: {g.channels} channels do not divide into {self.cov} vectors of {self.lanes}")
@@ -151,11 +160,7 @@ class _Builder:
         self.ahead = bool(config.get("ahead"))
 
     def statements(self, inputs, y) -> None:
-        anchor = self.workload.anchor
-        self.y, self.source = y, inputs[anchor.args[0]]
-        self.weight = inputs[anchor.args[1]] if self.g.weighted else None
-        self.cell = None
-        self.value = expression(self.workload, inputs, self._anchor)
+        self.take(inputs, y)
         by_rows = self.config["split"] == "rows"
         with T.parallel(self.threads) as thread:
             part = (thread, self.threads)
@@ -168,9 +173,17 @@ class _Builder:
 
             with T.serial(0, self.g.n) as batch:
                 if self.config["order"] == "cy":
-                    channels(lambda channel: rows(lambda row: self._row(batch, row, channel)))
+                    channels(lambda channel: rows(lambda row: self.row(batch, row, channel)))
                 else:
-                    rows(lambda row: channels(lambda channel: self._row(batch, row, channel)))
+                    rows(lambda row: channels(lambda channel: self.row(batch, row, channel)))
+
+    def take(self, inputs, y) -> None:
+        """The buffers that the kernel reads and writes."""
+        anchor = self.workload.anchor
+        self.y, self.source = y, inputs[anchor.args[0]]
+        self.weight = inputs[anchor.args[1]] if self.g.weighted else None
+        self.cell = None
+        self.value = expression(self.workload, inputs, self._anchor)
 
     def _anchor(self, call, values):
         if self.g.weighted:
@@ -183,8 +196,9 @@ class _Builder:
             return total + pixel * weight
         return tirx.max(total, pixel) if self.g.anchor["kind"] == "max" else total + pixel
 
-    def _row(self, batch, row, channel) -> None:
-        first, last = self._inner_columns()
+    def row(self, batch, row, channel) -> None:
+        """One row of results, of the vectors from ``channel`` on."""
+        first, last = self.g.columns.inner()
         if first:
             self._tile(batch, row, 0, channel, first)
         if last > first:
@@ -194,40 +208,24 @@ class _Builder:
         if last < self.g.ow:
             self._tile(batch, row, last, channel, self.g.ow - last)
 
-    def _inner_columns(self) -> tuple[int, int]:
-        """First and last + 1 of the columns all of whose taps are inside."""
-        g = self.g
-        inside = [x for x in range(g.ow) if x * g.stride[1] >= g.left and x * g.stride[1] + g.reach - g.left < g.w]
-        return (inside[0], inside[-1] + 1) if inside else (g.ow, g.ow)
-
-    def _taps(self, column, size: int, inside: bool) -> Iterator[tuple[int, int, int]]:
-        """(tap of the kernel's row, pixel of the tile, column of the input from the tile's first on) of what counts."""
-        g = self.g
-        for dx in range(g.kw):
-            for j in range(size):
-                at = j * g.stride[1] + dx * g.dilation[1]
-                if inside or 0 <= column * g.stride[1] + at - g.left < g.w:
-                    yield dx, j, at
-
     def _tile(self, batch, row, column, channel, size: int, inside: bool = False) -> None:
-        g, taps = self.g, list(self._taps(column, size, inside))
+        g, taps = self.g, list(self.g.columns.taps_of(column, size, inside))
         acc = registers(size, self.cov, self.lanes, g.start, g.sum_dtype)
         lanes = tirx.Ramp(0, 1, self.lanes)
         (sy, sx), (ey, _) = g.stride, g.dilation
         start = row * sy - g.top
-        first_tap = tirx.min(tirx.floordiv(tirx.max(-start, 0) + ey - 1, ey), g.kh)
-        last_tap = tirx.min(g.kh, tirx.floordiv(g.h - start + ey - 1, ey))
+        first_tap, count = rows_inside(start, g.kh, ey, g.h)
         if self.ahead:
             self._fetch_next_row(batch, start + (g.kh - 1) * ey + 1, column * sx + g.reach + 1 - sx - g.left, channel, size)
-        with T.serial(0, tirx.max(last_tap - first_tap, 0)) as tap:
+        with T.serial(0, count) as tap:
             dy = first_tap + tap
             for b in range(self.cov):
                 at = tirx.Ramp(channel + b * self.lanes, 1, self.lanes)
                 pixels, weights = {}, {}
                 for dx, j, offset in taps:
                     if offset not in pixels:
-                        place = (batch, start + dy * ey, column * sx + offset - g.left, at)
-                        pixels[offset] = T.Bind(as_type(self.source[place], f"{g.sum_dtype}x{self.lanes}"))
+                        pixel = self._pixel(batch, start + dy * ey, column * sx + offset - g.left, at)
+                        pixels[offset] = T.Bind(as_type(pixel, f"{g.sum_dtype}x{self.lanes}"))
                     if g.weighted and dx not in weights:
                         weights[dx] = T.Bind(self.weight[dy, dx, at])
                     T.buffer_store(acc[j, b], self._combined(acc[j, b][lanes], pixels[offset], weights.get(dx)), [lanes])
@@ -239,6 +237,9 @@ class _Builder:
                 return self.value(*pixel, first + lane)
 
             vector(self.y, (*pixel, first), value, self.lanes)
+
+    def _pixel(self, batch, row, column, channels) -> tirx.Expr:
+        return self.source[batch, row, column, channels]
 
     def _fetch_next_row(self, batch, row, column, channel, size: int) -> None:
         """Of the input, what the tile below reads and this one does not: rows from ``row`` on, the tile's own columns."""

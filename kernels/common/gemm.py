@@ -49,25 +49,28 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     if g.lanes != profile.lanes:
         return None
     ranked = []
-    for (ht, wt, cov), split in product(_tiles(g, profile), ("columns", "rows")):
+    for (ht, wt, cov), split in product(tiles(g, profile), ("columns", "rows")):
         params = {"ht": ht, "wt": wt, "cov": cov, "split": split}
         ranked.append((_cost(g, profile, **params), Config.make(name, **params)))
-        if _halves(g, cov, split):
+        if halves(g, cov, split):
             ranked.append((_cost(g, profile, **params, half=True), Config.make(name, **params, half=1)))
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
 
 
-def _halves(g: Pixels, cov: int, split: str) -> bool:
+def halves(g: Pixels, cov: int, split: str) -> bool:
     """Whether half of the last vector can be left out and it is worth it: halves alone in a panel, each with a pixel of its own to
     load, were measured to be as slow as whole ones. Threads then share rows: panels are not all alike."""
     return g.half and split == "rows" and Runs(g.blocks, cov).sizes[-1][1] > 1
 
 
 class Pixels(Geometry):
-    """Geometry of a product: pixels as (n, oh, ow), all of them in one row where nothing keeps rows apart."""
+    """Geometry of a product: pixels as (n, oh, ow), all of them in one row where nothing keeps rows apart.
 
-    def __init__(self, workload: Workload):
+    by_rows : rows stay apart.
+    """
+
+    def __init__(self, workload: Workload, by_rows: bool = False):
         super().__init__(workload)
         anchor = workload.anchor
         self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
@@ -75,7 +78,8 @@ class Pixels(Geometry):
         self.is_conv = anchor.op == "conv2d"
         self.half = workload.half_padding
         self.pixels = self.n * self.oh * self.ow
-        self.flat = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False) and self._flattens(workload)
+        plain = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False)
+        self.flat = plain and not by_rows and self._flattens(workload)
         if self.flat:
             self.n, self.oh, self.ow = 1, 1, self.pixels
 
@@ -95,7 +99,7 @@ class Pixels(Geometry):
         return tuple((out - 1) * stride + (kernel - 1) * dilation + 1 for out, kernel, stride, dilation in extents)
 
 
-def _tiles(g: Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
+def tiles(g: Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors): accumulators, a vector of weights for each column and a broadcast pixel fit."""
     spare = profile.core.vector_registers - (4 if profile.core.in_order else 1)
     return even_tiles(g, 6, lambda cov: min((spare - cov) // cov, 28 if cov == 1 else 14))
@@ -114,14 +118,10 @@ def even_tiles(g: Pixels, vectors: int, most_pixels: Callable[[int], int]) -> li
     return sorted(found)
 
 
-def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str, half: bool = False) -> float:
-    """Cycles: register tiles of all sizes, threads in step, operands that stream, copies of the border.
-
-    half : the last panel leaves half a vector out.
-    """
-    memory = profile.memory
+def tile_cycles(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, half: bool = False) -> float:
+    """Cycles of all register tiles, with the operands that stream. half : the last panel leaves half a vector out."""
     panel = 4 * g.reduction * cov * g.lanes
-    fetch = 0.1 if panel <= memory.l1d_bytes // 2 else 0.25
+    fetch = 0.1 if panel <= profile.memory.l1d_bytes // 2 else 0.25
     cycles = 0.0
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
         step = _step(h * w, v, profile) + fetch * v
@@ -130,7 +130,12 @@ def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: 
         v = Runs(g.blocks, cov).sizes[-1][1]
         for (tall, h), (wide, w) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes):
             cycles -= g.n * tall * wide * (_step(h * w, v, profile) - _step(h * w, v - 0.5, profile)) * g.reduction
-    return shared_out(g, profile, cycles, (ht, wt, cov), split)
+    return cycles
+
+
+def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: str, half: bool = False) -> float:
+    """Cycles: register tiles of all sizes, threads in step, copies of the border."""
+    return shared_out(g, profile, tile_cycles(g, profile, ht, wt, cov, half), (ht, wt, cov), split)
 
 
 def shared_out(g: Pixels, profile: TargetProfile, cycles: float, tile: tuple[int, int, int], split: str) -> float:
@@ -180,41 +185,52 @@ class Place:
 
 
 class Builder:
-    def __init__(self, workload: Workload, profile: TargetProfile, config: Config):
-        self.workload, self.profile, self.g = workload, profile, Pixels(workload)
+    def __init__(self, workload: Workload, profile: TargetProfile, config: Config, g: Pixels | None = None):
+        self.workload, self.profile, self.g = workload, profile, g or Pixels(workload)
         self.split = config["split"]
         self.rows, self.columns = Runs(self.g.oh, int(config["ht"])), Runs(self.g.ow, int(config["wt"]))
         self.panels = Runs(self.g.blocks, int(config["cov"]))
         self.half = bool(config.get("half"))
-        if self.half and not _halves(self.g, int(config["cov"]), self.split):
+        if self.half and not halves(self.g, int(config["cov"]), self.split):
             raise Infeasible(f"{config.to_text()}: the last vector of {self.g.blocks} is whole, or alone in its panel, or threads share panels")
         anchor = workload.anchor
         light = sum(VECTOR_OPS.get(c.op, _LIGHT) for c in workload.ops if c is not anchor) <= _LIGHT
         self.largest = int(config["ht"]) * int(config["wt"]) * int(config["cov"]) * self.g.lanes
+        # tiles that pass over a panel in a thread, and which panel is its next one
+        by_rows, tiles = self.split == "rows", self.g.n * self.rows.count * self.columns.count
+        self.passes, self.turns = (max(1, tiles // profile.threads), 1) if by_rows else (tiles, profile.threads)
         self.light, self.level = light, fetch_level(4 * self.g.reduction * int(config["cov"]) * self.g.lanes, profile)
 
     def statements(self, inputs, y) -> None:
-        g, anchor, threads = self.g, self.workload.anchor, self.profile.threads
-        self.y, self.weight = y, inputs[anchor.args[1]]
-        self.cell = None
-        self.value = expression(self.workload, inputs, self._anchor)
+        g, threads = self.g, self.profile.threads
+        self.take(inputs, y)
         if g.border:
             self._copy()
         with T.parallel(threads) as thread:
-            self.result = None if self.light else scratch((self.largest,), self.workload.dtype)
+            self.begin()
             part = (thread, threads)
 
             def panel(block, cov, **half):
-                self._tiles(lambda place: self._tile(place, block, cov, **half), part if self.split == "rows" else None)
+                self._tiles(lambda place: self.tile(place, block, cov, **half), part if self.split == "rows" else None)
 
             if self.half:
-                self._halved(panel)
+                self.halved(panel)
             elif self.split == "rows":
                 self.panels.each(panel)
             else:
                 self.panels.turns(panel, part)
 
-    def _halved(self, panel) -> None:
+    def take(self, inputs, y) -> None:
+        """The buffers that the kernel reads and writes."""
+        self.y, self.weight = y, inputs[self.workload.anchor.args[1]]
+        self.cell = None
+        self.value = expression(self.workload, inputs, self._anchor)
+
+    def begin(self) -> None:
+        """What a thread needs for itself."""
+        self.result = None if self.light else scratch((self.largest,), self.workload.dtype)
+
+    def halved(self, panel) -> None:
         """All panels, one after the other; of the last vector only the first half."""
         last = self.panels.sizes[-1][1]
         if self.g.blocks > last:
@@ -264,14 +280,12 @@ class Builder:
 
             self.rows.numbered(line, part if in_row is None else None)
 
-    def _tile(self, place: Place, block, cov: int, half: bool = False) -> None:
+    def tile(self, place: Place, block, cov: int, half: bool = False) -> None:
         g, weight, pixels = self.g, self.weight, place.pixels
         widths = [g.lanes] * (cov - 1) + [g.lanes // 2 if half else g.lanes]
         acc = registers(len(pixels), cov, g.lanes, last=widths[-1])
-        by_rows = self.split == "rows"
-        tiles = max(1, g.n * self.rows.count * self.columns.count // (self.profile.threads if by_rows else 1))
-        ahead = Ahead(weight, cov * g.lanes, g.reduction, tiles, self.profile.memory.line_bytes)
-        following = (block + cov * (1 if by_rows else self.profile.threads)) * g.reduction * g.lanes
+        ahead = Ahead(weight, cov * g.lanes, g.reduction, self.passes, self.profile.memory.line_bytes)
+        following = (block + cov * self.turns) * g.reduction * g.lanes
         with T.serial(0, g.kh) as dy, T.serial(0, g.kw) as dx, T.serial(0, g.ci) as k:
             ahead.fetch(following, place.number, (dy * g.kw + dx) * g.ci + k, self.level)
             read = [weight[self._tap(block + j, dy, dx, k, tirx.Ramp(0, 1, width))] for j, width in enumerate(widths)]

@@ -72,6 +72,19 @@ def test_lanes_that_are_padding_are_told():
     assert kernels._shape(workload) == "8>19 at 4x4"
 
 
+def test_a_convolution_with_its_depthwise_one_is_both(monkeypatch):
+    import torch
+    from torch import nn
+
+    monkeypatch.setattr("hwprune.compile.ops.is_worth_joining", lambda *_: True)
+    net = nn.Sequential(nn.Conv2d(8, 19, 1), nn.ReLU(), nn.Conv2d(19, 19, 3, 2, 1, groups=19))
+    profile = target.load("x86")
+    (workload,) = (w for w in lower(trace(nn.Sequential(nn.Hardswish(), net).eval(), torch.zeros(1, 8, 6, 6)), profile).workloads() if w.macs)
+    kernel = kernels.Kernel("net", "call", workload, candidates(workload, profile)[0], *[1.0] * 13)
+    assert kernel.kind == "conv 1x1 + depthwise 3x3" and kernels._shape(workload) == "8>19 at 6x6 + 24 at 3x3 /2"
+    assert kernels._lanes_in_use(workload, Config.make("expansion")) == pytest.approx(19 / 24)
+
+
 def test_page_and_plot(timing, machine, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(report, "RESULTS", tmp_path)

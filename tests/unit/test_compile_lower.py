@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hwprune.compile import ops
 from hwprune.compile.constants import Bias, ConvWeight, as_type
 from hwprune.compile.lower import Network, lower
 from hwprune.errors import CompileError, UnsupportedOperator
@@ -258,6 +259,76 @@ def test_block_of_a_convnext_is_four_kernels():
     network = lowered(nn.Sequential(STEM, ConvNext()), (1, 3, 8, 8))
     assert kernels(network)[1:-1] == ["depthwise+add", NORM, "dense+add+gelu", "dense+add+mul+add"]
     assert network.workloads()[-2].output.shape == (16, 24)
+
+
+@pytest.fixture
+def join(monkeypatch):
+    """As if it were worth it for images of any size."""
+    monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
+
+
+def test_a_depthwise_convolution_joins_the_one_that_makes_its_input(join):
+    assert kernels(lowered(_Inverted(), (1, 8, 9, 9)))[2:-1] == ["conv2d+add+clip+depthwise+add+clip", "conv2d+add+add"]
+    assert kernels(lowered(nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)), (1, 3, 9, 9)))[0] == (
+        "conv2d+add+depthwise+add")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "expand, window",
+    [
+        (nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)),  # a window over many channels: Winograd is faster
+        (nn.Conv2d(8, 16, 1, 2), nn.Conv2d(16, 16, 3, groups=16)),
+        (nn.Conv2d(8, 16, 1, padding=1), nn.Conv2d(16, 16, 3, groups=16)),
+        (nn.Conv2d(8, 16, 1, groups=2), nn.Conv2d(16, 16, 3, groups=16)),
+        (nn.Conv2d(8, 16, 1), nn.Conv2d(16, 32, 3, groups=16)),
+        (nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, groups=8)),
+        (nn.Conv2d(8, 16, 1), nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, groups=16))),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, groups=8)),
+    ],
+)
+def test_other_pairs_of_convolutions_stay_apart(join, expand, window):
+    network = lowered(nn.Sequential(nn.Hardswish(), expand, window), (1, 8, 9, 9))
+    assert all(len(w.anchors) < 2 for w in network.workloads())
+
+
+def test_what_is_read_twice_or_is_a_result_stays_a_value_of_its_own(join):
+    twice = Fn(lambda m, x: (lambda y: m.b(y) + y)(m.a(x)), a=nn.Conv2d(8, 16, 1), b=nn.Conv2d(16, 16, 3, padding=1, groups=16))
+    result = Fn(lambda m, x: (lambda y: (m.b(y), y))(m.a(x)), a=nn.Conv2d(8, 16, 1), b=nn.Conv2d(16, 16, 3, padding=1, groups=16))
+    for module in (twice, result):
+        assert all(len(w.anchors) < 2 for w in lowered(module, (1, 8, 9, 9)).workloads())
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rpi5-fp16", "rtx4090"])
+def test_targets_whose_convolutions_have_rules_of_their_own_keep_the_two_apart(join, name):
+    network = lower(trace(_Inverted().eval(), torch.zeros(1, 8, 9, 9)), load_file(shipped_folder() / f"{name}.toml"))
+    assert all(len(w.anchors) < 2 for w in network.workloads())
+
+
+def test_the_two_are_joined_where_near_caches_do_not_hold_them_and_few_rows_are_made_twice():
+    def joined(side: int, window: int, **changes) -> bool:
+        layer = nn.Sequential(nn.Conv2d(8, 48, 1), nn.Conv2d(48, 48, window, padding=window // 2, groups=48))
+        profile = PROFILE.model_copy(update={"threads": 2, **changes})
+        return any(len(w.anchors) == 2 for w in lower(trace(nn.Sequential(nn.Hardswish(), layer).eval(), torch.zeros(1, 8, side, side)), profile).workloads())
+
+    # two threads have 512 KiB; 2 x 48 channels x 4 bytes x 36^2 are 486 KiB, x 40^2 are 600 KiB
+    assert not joined(36, 3) and joined(40, 3)
+    # two threads make two rows of 40 for a window of 3, and four for one of 5, which is a tenth; of 80 they are a twentieth
+    assert not joined(40, 5) and joined(80, 5)
+    assert joined(40, 5, threads=1) and not joined(80, 5, threads=8)
+
+
+class _Inverted(nn.Module):
+    """An inverted bottleneck with a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand, self.window, self.project = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 8, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(24), nn.BatchNorm2d(24)])
+
+    def forward(self, x):
+        x = F.hardswish(x)
+        y = F.relu6(self.norms[1](self.window(F.relu6(self.norms[0](self.expand(x))))))
+        return self.project(y) + x
 
 
 def test_class_token_and_positions_are_constants_of_two_kernels():

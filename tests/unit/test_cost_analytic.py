@@ -52,6 +52,21 @@ def test_threads_take_whole_waves():
     assert model.predict([conv(16, 16)])[0].latency_us == pytest.approx(13.824)
 
 
+def test_a_kernel_of_two_anchors_takes_the_arithmetic_of_both_and_moves_nothing_in_between():
+    image = TensorSpec((1, 16, 16, 16))
+    expand = OpCall.make("conv2d", 0, 1, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1, out=(1, 16, 16))
+    window = OpCall.make("depthwise", 3, 2, stride=(2, 2), padding=(1, 1, 1, 1), dilation=(1, 1), multiplier=1, channels=64)
+    inputs = (image, TensorSpec((8, 1, 1, 16, 8), "weight"), TensorSpec((3, 3, 64), "weight"))
+    both = Workload(inputs, (expand, window), TensorSpec((1, 8, 8, 64)), macs=64 * (256 * 16 + 64 * 9))
+    first, second = both.stages
+    model = AnalyticModel(make_profile())
+    # 256 pixels x 8 vectors x 16 steps, two a cycle; 64 pixels x 8 vectors x 9 taps of a load and a multiply-add, two a cycle
+    assert model.latencies_us([first])[0] == pytest.approx(16.384) and model.latencies_us([second])[0] == pytest.approx(4.608)
+    assert model.latencies_us([both])[0] == pytest.approx(16.384 + 4.608)
+    assert model.latencies_us([both, first])[1] == model.latencies_us([first])[0]
+    assert both.bytes_moved < first.bytes_moved + second.bytes_moved - 2 * first.output.size_bytes + 1
+
+
 def test_element_wise_by_hand():
     # Three tensors of 1x8x8x8 floats, 6,144 bytes, from L1 at 32 bytes x 2 a cycle: 0.096 us. Arithmetic: 64 vectors of one
     # instruction, two a cycle: 0.032 us. Memory is the longer.

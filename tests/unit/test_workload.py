@@ -89,3 +89,30 @@ def test_json_gives_the_same_workload_back(inputs, attributes, output, macs):
     workload = Workload(inputs, tuple(OpCall.make("op", 0, **a) for a in attributes), output, macs)
     back = Workload.from_json(json.dumps(workload.to_json()))
     assert back == workload and back.key == workload.key
+
+
+def expansion() -> Workload:
+    """A 1x1 convolution of 5 to 11 channels with a residual, and a depthwise one of stride 2, in one kernel."""
+    ops = (
+        OpCall.make("conv2d", 0, 1, stride=(1, 1), padding=(0, 0, 0, 0), out=(2, 8, 6)), OpCall.make("add", 6, 2), OpCall.make("add", 7, 3),
+        OpCall.make("depthwise", 8, 4, stride=(2, 2), padding=(1, 1, 1, 1)), OpCall.make("add", 9, 5), OpCall.make("relu", 10),
+    )  # fmt: skip
+    inputs = (TensorSpec((2, 8, 6, 8)), TensorSpec((2, 1, 1, 5, 8), "weight"), TensorSpec((16,), "weight"), TensorSpec((2, 8, 6, 16)),
+              TensorSpec((3, 3, 16), "weight"), TensorSpec((16,), "weight"))  # fmt: skip
+    return Workload(inputs, ops, TensorSpec((2, 4, 3, 16)), macs=11 * (2 * 8 * 6 * 5 + 2 * 4 * 3 * 9))
+
+
+def test_a_kernel_of_two_anchors_has_two_stages():
+    first, second = expansion().stages
+    assert [c.op for c in first.ops] == ["conv2d", "add", "add"] and [c.args for c in first.ops] == [(0, 1), (4, 2), (5, 3)]
+    assert first.inputs == expansion().inputs[:4] and first.output.shape == (2, 8, 6, 16)
+    assert [c.op for c in second.ops] == ["depthwise", "add", "relu"] and [c.args for c in second.ops] == [(0, 1), (3, 2), (4,)]
+    assert second.inputs == (first.output, *expansion().inputs[4:]) and second.output == expansion().output
+    assert (first.macs, second.macs) == (11 * 2 * 8 * 6 * 5, 11 * 2 * 4 * 3 * 9)
+    assert expansion().inputs_of_stages == ((0, 1, 2, 3), (4, 5))
+
+
+def test_a_kernel_of_one_anchor_or_none_is_its_own_stage():
+    assert convolution().stages == (convolution(),) and convolution().inputs_of_stages == ((0, 1, 2),)
+    add = Workload((TensorSpec((4, 8)),), (OpCall.make("relu", 0),), TensorSpec((4, 8)))
+    assert add.stages == (add,) and add.anchors == ()
