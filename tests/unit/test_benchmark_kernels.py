@@ -80,7 +80,7 @@ def test_a_convolution_with_its_depthwise_one_is_both(monkeypatch):
     net = nn.Sequential(nn.Conv2d(8, 19, 1), nn.ReLU(), nn.Conv2d(19, 19, 3, 2, 1, groups=19))
     profile = target.load("x86")
     (workload,) = (w for w in lower(trace(nn.Sequential(nn.Hardswish(), net).eval(), torch.zeros(1, 8, 6, 6)), profile).workloads() if w.macs)
-    kernel = kernels.Kernel("net", "call", workload, candidates(workload, profile)[0], *[1.0] * 13)
+    kernel = kernels.Kernel("net", "call", workload, candidates(workload, profile)[0], *[1.0] * 12)
     assert kernel.kind == "conv 1x1 + depthwise 3x3" and kernels._shape(workload) == "8>19 at 6x6 + 24 at 3x3 /2"
     assert kernels._lanes_in_use(workload, Config.make("expansion")) == pytest.approx(19 / 24)
 
