@@ -50,27 +50,29 @@ _QUANTILE = 0.25
 @dataclass(frozen=True)
 class Machine:
     """What was measured of it: operations a microsecond, and by level what is read and written a microsecond, on all threads; what it
-    takes to start them and to wait for them."""
+    takes to start them and to wait for them. ``l3_bytes``: as loads see it; other programs may have the rest."""
 
     flops_per_us: float
     launch_us: float
     read_per_us: dict[str, float]
     written_per_us: dict[str, float]
     profile: TargetProfile
+    l3_bytes: int
 
     @staticmethod
     def of(results: ProbeResults, profile: TargetProfile) -> "Machine":
         read, copied = (_rates(bandwidth) for bandwidth in (results.read_gb_per_s, results.copy_gb_per_s))
         # a copy reads one half of its bytes and writes the other: what remains of its time is the writing's
         written = {level: 1 / max(2 / rate - 1 / read[level], 1 / read[level]) for level, rate in copied.items() if level in read}
-        return Machine(results.peak_gflops.all_threads.best * 1e3, results.launch_us, read, read | written, profile)
+        l3_bytes = results.third_cache_bytes() or profile.memory.l3_bytes
+        return Machine(results.peak_gflops.all_threads.best * 1e3, results.launch_us, read, read | written, profile, l3_bytes)
 
     def level_of(self, size_bytes: float) -> str:
         """The nearest level of memory behind L1 that holds so much."""
         memory = self.profile.memory
         if size_bytes <= self.profile.threads * memory.l2_bytes:
             return "l2"
-        return "l3" if size_bytes <= memory.l3_bytes and "l3" in self.read_per_us else "dram"
+        return "l3" if size_bytes <= self.l3_bytes and "l3" in self.read_per_us else "dram"
 
 
 def _rates(bandwidth: Bandwidth) -> dict[str, float]:
@@ -294,6 +296,8 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
     rates = (("read", results.read_gb_per_s), ("copy", results.copy_gb_per_s))
     facts = [
         ("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads)), ("start of all threads, us", "", f"{results.launch_us:.2f}"),
+        ("L3 as the system tells, MB", "", f"{results.caches.l3_bytes / 1e6:.1f}"),
+        ("L3 as loads see it, MB", "", f"{results.third_cache_bytes() / 1e6:.1f}"),
     ] + [
         (f"{what} {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
         for what, bandwidth in rates for level in ("l1", "l2", "l3", "dram") if (reach := getattr(bandwidth, level)) is not None

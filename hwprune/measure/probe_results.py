@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -23,6 +24,9 @@ _CORES = {
     "0x41/0xd09": "cortex-a73", "0x41/0xd0a": "cortex-a75", "0x41/0xd0b": "cortex-a76", "0x41/0xd41": "cortex-a78",
     "0x41/0xd0c": "neoverse-n1", "0x41/0xd49": "neoverse-n2", "0x41/0xd40": "neoverse-v1", "0x41/0xd4f": "neoverse-v2",
 }  # fmt: skip
+
+#: Memory is so many times as far as the third cache, at least; where less is seen, the loads did not get beyond that.
+_FARTHER = 2.0
 
 
 class _Frozen(BaseModel):
@@ -94,6 +98,15 @@ class ProbeResults(_Frozen):
     def disturbed(self) -> bool:
         """Whether other programs had the processor meanwhile: all threads together did less than one core per two of them."""
         return self.threads > 1 and self._peak("all_threads") < 0.5 * self.threads * self._peak("one_core")
+
+    def third_cache_bytes(self) -> int:
+        """Of the third cache, as much as loads find there: on a machine that others use, too, that is a part of what the system tells."""
+        told = self.caches.l3_bytes
+        beyond = [(size, ns) for size, ns in self.latency_curve if size > 2 * self.caches.l2_bytes]
+        if not told or not beyond or beyond[-1][1] < _FARTHER * beyond[0][1]:
+            return told
+        between = math.sqrt(beyond[0][1] * beyond[-1][1])
+        return min(told, max(size for size, ns in beyond if ns <= between))
 
     def fma_per_cycle(self) -> float:
         """Vector multiply-adds that one core starts in a cycle."""
@@ -183,6 +196,8 @@ def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, l
         f"integer adds ran at {results.clock_mhz.best:.0f} MHz",
         **{key: f"{told} {where}" for key in figures if key.endswith("_bytes")},
     }  # fmt: skip
+    if results.third_cache_bytes() < results.caches.l3_bytes:
+        source["memory.l3_bytes"] = f"seen in the latency of loads by {where}; the system tells of {results.caches.l3_bytes} bytes"
     if results.caches.line_bytes:
         source["memory.line_bytes"] = f"told by the system to {where}"
     for key, value in (("core.loads_per_cycle", base.core.loads_per_cycle), ("memory.line_bytes", base.memory.line_bytes)):
@@ -211,7 +226,7 @@ def _figures(results: ProbeResults) -> dict[str, float | int]:
         "core.frequency_mhz": round(clock, 1),
         "memory.l1d_bytes": caches.l1d_bytes or None,
         "memory.l2_bytes": max(caches.l2_bytes, caches.l1d_bytes) or None,
-        "memory.l3_bytes": caches.l3_bytes if caches.l1d_bytes else None,
+        "memory.l3_bytes": results.third_cache_bytes() if caches.l1d_bytes else None,
         "memory.line_bytes": caches.line_bytes or None,
         "memory.l1_gb_per_s": _best(read_rates.l1.one_core),
         "memory.l2_gb_per_s": _best((l2 or read_rates.l1).one_core),

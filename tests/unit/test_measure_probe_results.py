@@ -86,6 +86,19 @@ def test_a_line_of_another_size_is_the_probe_s_to_tell() -> None:
     assert profile().memory.line_bytes == 64
 
 
+def test_of_a_third_cache_that_others_use_too_what_loads_find_there_counts() -> None:
+    """Loads on two cores of a server whose third cache has 32 MiB, of which this virtual machine gets about five."""
+    caches = {"l1d_bytes": 32768, "l2_bytes": 1048576, "l3_bytes": 33554432}
+    shared = [(1048576, 8.6), (2965760, 14.2), (4194304, 15.5), (5931584, 41.6), (8388608, 104.6), (33554432, 146.0), (94906240, 161.2)]
+    whole = [(1048576, 8.6), (2965760, 14.2), (4194304, 15.5), (33554432, 21.0), (94906240, 161.2)]
+    made = profile(caches=caches, latency_curve=shared)
+    assert made.memory.l3_bytes == results(caches=caches, latency_curve=shared).third_cache_bytes() == 5931584
+    assert made.source["memory.l3_bytes"].endswith("the system tells of 33554432 bytes") and made.unsourced() == []
+    for curve in (whole, whole[:4], []):  # all of it; loads that did not get beyond it; none
+        assert results(caches=caches, latency_curve=curve).third_cache_bytes() == 33554432
+    assert results(latency_curve=shared).third_cache_bytes() == 0
+
+
 def test_written_profile_reads_back_equal(folder: Path) -> None:
     (folder / "board.toml").write_text(to_toml(profile()))
     read = target.load("board.toml")
