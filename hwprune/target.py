@@ -149,6 +149,9 @@ class TargetProfile(_Frozen):
     description: str
     architecture: Architecture
     alias_of: str | None = Field(default=None, description="shown to the user when this profile stands for another")
+    processors: tuple[str, ...] = Field(
+        default=(), description="vendor/family, as /proc/cpuinfo has them, of the processors for which `native` builds on this profile"
+    )
     cores: int = Field(gt=0)
     threads: int = Field(gt=0)
     host: Literal["x86_64", "aarch64"] | None = Field(
@@ -310,7 +313,7 @@ class TargetProfile(_Frozen):
         """Hash of everything that affects generated code or a cost model."""
         import hashlib
 
-        unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of"), True)
+        unread: dict[str, Any] = dict.fromkeys(("source", "description", "name", "alias_of", "processors"), True)
         # digests of profiles that say nothing of these, under which measurements are kept, are older than the keys
         unread |= {table: True for table in ("incore", "gpu", "host") if getattr(self, table) is None}
         unread["core"] = {key for key in ("lane_broadcast", "vector_load_cycles") if not getattr(self.core, key)}

@@ -46,8 +46,8 @@ def extending(name: str, base: TargetProfile) -> str:
 def _lines(profile: TargetProfile, *, sources_beside: bool) -> Iterator[str]:
     source = profile.source if sources_beside else {}
     yield f"schema = {profile.schema_version}"
-    for key in ("name", "description", "architecture", "alias_of", "cores", "threads", "host"):
-        if getattr(profile, key) is not None:
+    for key in ("name", "description", "architecture", "alias_of", "processors", "cores", "threads", "host"):
+        if getattr(profile, key) not in (None, ()):
             yield _line(key, getattr(profile, key), source.get(key))
     for name in _TABLES:
         table: BaseModel | None = getattr(profile, name)

@@ -10,15 +10,10 @@ from typing import Mapping
 
 from hwprune.errors import TargetError
 from hwprune.measure.device import available_cores, cpuinfo
-from hwprune.target import TargetProfile, host_features, load_file, shipped_folder
+from hwprune.target import TargetProfile, host_features, load_file, shipped_folder, shipped_profiles
 
-#: Shipped profiles that a machine may build on, the most capable first.
+#: Shipped profiles that any machine may build on, the most capable first.
 _BASES = ("x86-avx512", "x86", "rpi5")
-
-#: (vendor, family) of processors that start one multiply-add of 512 bits in a cycle, however many their base profile says; and who says so.
-_ONE_OF_512_BITS = {
-    ("AuthenticAMD", "25"): "Software Optimization Guide for the AMD Zen 4 Microarchitecture: operations of 512 bits take a pipe of 256 bits twice"
-}
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -27,10 +22,11 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 def native_profile() -> TargetProfile:
     """Profile of this machine, called ``native``.
 
-    Cores, caches and clock are read from the system; vector registers and ports come from the shipped profile of the
-    widest instruction set that the processor has, where nothing else is known of the processor. TargetError if none fits.
+    Cores, caches and clock are read from the system; vector registers and ports come from the shipped profile that names the
+    processor, or that of the widest instruction set that it has. TargetError if none fits.
     """
-    base, told = _base(), cpuinfo()
+    told = cpuinfo()
+    base = _base(told)
     caches, sizes = _caches(), {}
     for level, key in ((1, "l1d_bytes"), (2, "l2_bytes"), (3, "l3_bytes")):
         if level in caches:
@@ -43,14 +39,11 @@ def native_profile() -> TargetProfile:
     source |= {"cores": read, "threads": "all cores"} | {f"memory.{key}": read for key in sizes}
     if clock:
         source["core.frequency_mhz"] = read
-    core: dict[str, float] = {"frequency_mhz": clock} if clock else {}
-    halves = _ONE_OF_512_BITS.get((told.get("vendor_id"), told.get("cpu family"))) if base.core.vector_bits == 512 else None
-    if halves:
-        core["fma_per_cycle"], source["core.fma_per_cycle"] = 1.0, halves
+    core = {"frequency_mhz": clock} if clock else {}
     data = base.model_dump(by_alias=True) | {
         "name": "native",
         "description": f"this machine: {told.get('model name') or platform.machine()}, over the profile {base.name}",
-        "alias_of": None, "cores": cores, "threads": cores, "source": source,
+        "alias_of": None, "processors": (), "cores": cores, "threads": cores, "source": source,
         "core": base.core.model_dump() | core,
         "memory": base.memory.model_dump() | sizes,
         "link": {"cxx": "c++", "package": "g++"},
@@ -58,9 +51,11 @@ def native_profile() -> TargetProfile:
     return TargetProfile.model_validate(data)
 
 
-def _base() -> TargetProfile:
-    for name in _BASES:
-        profile = load_file(shipped_folder() / f"{name}.toml")
+def _base(told: Mapping[str, str]) -> TargetProfile:
+    """told : see ``cpuinfo``."""
+    here = f"{told.get('vendor_id')}/{told.get('cpu family')}"
+    named = [profile for profile in shipped_profiles() if here in profile.processors]
+    for profile in (*named, *(load_file(shipped_folder() / f"{name}.toml") for name in _BASES)):
         if profile.runs_here():
             return profile
     raise TargetError(

@@ -203,7 +203,7 @@ def profile_of(results: ProbeResults, base: TargetProfile, name: str, on: str, l
     for key, value in (("core.loads_per_cycle", base.core.loads_per_cycle), ("memory.line_bytes", base.memory.line_bytes)):
         source.setdefault(key, f"assumption: {value:g}, as on most processors")
     data: dict[str, Any] = base.model_dump(by_alias=True) | {
-        "name": name, "alias_of": None, "cores": results.cores, "threads": results.threads, "source": source,
+        "name": name, "alias_of": None, "processors": (), "cores": results.cores, "threads": results.threads, "source": source,
         "description": f"{results.processor}, {results.threads} threads, probed {on}; instructions and registers of {base.name}",
         "link": (link or base.link).model_dump(),
     }  # fmt: skip
