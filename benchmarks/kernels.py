@@ -311,7 +311,7 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         "transforms us) and bytes at the measured bandwidths, each byte moved once, and the starts of the threads, launches us, as the "
         "probe measures them; of peak counts multiplications only; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
         "whose products are not counted. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
-        "operands. of bandwidth: memory time over time taken.",
+        "operands; of L3 counts what loads see of it, for other programs may have the rest. of bandwidth: memory time over time taken.",
         "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "
         "clock was higher, or neighbours on the machine took less of its memory's bandwidth, than while the probe ran.",
     ]  # fmt: skip

@@ -3,7 +3,8 @@
 A tile of pixels of a row x vectors of channels is accumulated in registers: products or input values are added up, or the
 largest value is kept. Each input vector of a row is loaded once for all results of the tile that it counts in, and nothing is
 copied: rows outside of the input are left out of the loop over the kernel's rows, and the columns at the left and right border
-have code of their own, which leaves out what lies outside. Input that no near cache holds may be fetched a row ahead.
+have code of their own, which leaves out what lies outside: by themselves, or, where a row has few tiles, together with their
+neighbours (``edges``). Input that no near cache holds may be fetched a row ahead.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ ORDERS = ("cy", "yc")
 _WEIGHTS_IN_FLIGHT = 4
 
 
+#: Tiles of a row that may have code of their own, each.
+_APART = 3
+
+
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("depthwise", "pool2d") or anchor.get("layout", "nhwc") != "nhwc":
@@ -51,8 +56,11 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
             for order in ORDERS:
                 cost, params = _cost(g, profile, wt, cov, split, order), {"wt": wt, "cov": cov, "split": split, "order": order}
                 offered.append((cost, Config.make(name, **params)))
-                if far:  # what that saves is not in the cost: measurements tell
+                # what these save is not in the cost: measurements tell
+                if far:
                     offered.append((1.01 * cost, Config.make(name, **params, ahead=1)))
+                if g.has_edges and Runs(g.ow, wt).count <= _APART:
+                    offered.append((0.97 * cost, Config.make(name, **params, edges=1)))
     offered.sort(key=lambda item: item[0])
     return [config for _, config in offered]
 
@@ -88,6 +96,11 @@ class Geometry:
         if self.weighted:
             return 0.0
         return max(self.anchor["border"], LOWEST_FLOAT16) if self.sum_dtype == "float16" else self.anchor["border"]
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether some columns at the border lack taps."""
+        return self.columns.inner() != (0, self.ow)
 
     @cached_property
     def columns(self) -> Columns:
@@ -157,7 +170,9 @@ class Builder:
         if g.channels % (self.cov * self.lanes):
             raise Infeasible(f"{config.to_text()}: {g.channels} channels do not divide into {self.cov} vectors of {self.lanes}")
         self.blocks = g.channels // self.lanes // self.cov
-        self.ahead = bool(config.get("ahead"))
+        self.ahead, self.edges = bool(config.get("ahead")), bool(config.get("edges"))
+        if self.edges and Runs(g.ow, int(config["wt"])).count > _APART:
+            raise Infeasible(f"{config.to_text()}: rows of {g.ow} results have more than {_APART} tiles")
 
     def statements(self, inputs, y) -> None:
         self.take(inputs, y)
@@ -198,6 +213,13 @@ class Builder:
 
     def row(self, batch, row, channel) -> None:
         """One row of results, of the vectors from ``channel`` on."""
+        if self.edges:
+            column = 0
+            for count, size in Runs(self.g.ow, int(self.config["wt"])).sizes:
+                for _ in range(count):
+                    self._tile(batch, row, column, channel, size)
+                    column += size
+            return
         first, last = self.g.columns.inner()
         if first:
             self._tile(batch, row, 0, channel, first)

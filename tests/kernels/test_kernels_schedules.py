@@ -120,3 +120,30 @@ def test_input_that_no_near_cache_holds_is_fetched_a_row_ahead(usable, kernel, s
     for config in ahead[:6]:
         assert "llvm.prefetch" in primfunc(workload, far, config).script()
         assert kernel_error(workload, config, far) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "operator, width",
+    [
+        (nn.Conv2d(24, 24, 3, padding=1, groups=24), 7), (nn.Conv2d(24, 24, 5, 2, 2, groups=24), 17), (nn.Conv2d(24, 24, 7, padding=3, groups=24), 4),
+        (nn.Conv2d(24, 24, 3, padding=2, dilation=2, groups=24), 9), (nn.MaxPool2d(3, 2, 1), 11),
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), 8),
+    ],
+)  # fmt: skip
+def test_columns_at_the_border_are_computed_with_their_neighbours(usable, operator, width):
+    profile = usable(8)
+    workload = workload_of(operator, (2, 24, 6, width), profile)
+    edges = [c for c in candidates(workload, profile) if c.get("edges")]
+    assert {c["split"] for c in edges} == {"rows", "channels"}
+    for config in [*edges[:2], *edges[-2:]]:
+        assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()
+
+
+def test_rows_of_many_tiles_keep_the_border_apart(usable):
+    profile = usable(8)
+    narrow, wide = (workload_of(nn.Conv2d(24, 24, 3, padding=1, groups=24), (1, 24, 4, width), profile) for width in (13, 60))
+    config = next(c for c in candidates(narrow, profile) if c.get("edges"))
+    assert not any(c.get("edges") for c in candidates(wide, profile))
+    assert not any(c.get("edges") for c in candidates(workload_of(nn.Conv2d(24, 24, 3, groups=24), (1, 24, 9, 9), profile), profile))
+    with pytest.raises(Infeasible, match="more than 3 tiles"):
+        primfunc(wide, profile, config)
