@@ -3,9 +3,9 @@ network that begins with one.
 
 What lies between the two is the largest activation of such a network, and nothing else reads it. Here a few of its rows exist at a
 time, of as many channels as a panel of the convolution has, in a ring that stays in a near cache: a row of results needs the rows
-that its window reaches, and what the row before has made is still there. The products and the windows are those of ``gemm`` and ``depthwise``; where the first convolution has a window, too, its taps
-outside of the image are left out, so that nothing is copied. Threads share channels, or rows of results; then each
-makes the few rows in between that two of them need.
+that its window reaches, and what the row before has made is still there. The products and the windows are those of ``gemm`` and
+``depthwise``; where the first convolution has a window, too, its taps outside of the image are left out, so that nothing is
+copied. Threads share channels, or rows of results; then each makes the few rows in between that two of them need.
 """
 
 from __future__ import annotations
