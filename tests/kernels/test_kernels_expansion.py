@@ -101,7 +101,7 @@ def test_every_way_computes_what_torch_does(usable, tmp_path, name):
     module, x, network = network_of(name, profile)
     (workload,) = joined(network)
     (expected,) = exact(module, (x,))
-    for i, config in enumerate(some(list(candidates(workload, profile)), 3)):
+    for i, config in enumerate(some(list(candidates(workload, profile)), 1)):
         pick = lambda w, config=config: config if w.key == workload.key else candidates(w, profile)[0]
         artifact = build_artifact(network, profile, pick, tmp_path / str(i))
         (found,) = run(runtime.load(artifact), (x,))
@@ -109,12 +109,10 @@ def test_every_way_computes_what_torch_does(usable, tmp_path, name):
 
 
 @pytest.mark.parametrize("lanes", [4, 16])
-@pytest.mark.parametrize("name", ["3x3_stride_2", "shortcut", "stem"])
+@pytest.mark.parametrize("name", ["3x3_stride_2", "stem"])
 def test_vectors_of_other_widths(usable, lanes, name):
     profile = usable(lanes)
-    workload = (joined(network_of(name, profile)[2]) or [None])[0]
-    if workload is None:
-        pytest.skip(f"{name} with vectors of {lanes}: kernels of their own")
+    (workload,) = joined(network_of(name, profile)[2])
     for config in some(list(candidates(workload, profile)), 2):
         assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()
 
