@@ -98,10 +98,7 @@ class Workload:
     @property
     def anchor(self) -> OpCall | None:
         """The operator that is a reduction or a data movement of its own; None for a purely element-wise kernel."""
-        for call in self.ops:
-            if call.op in ANCHORS:
-                return call
-        return None
+        return self.anchors[0] if self.anchors else None
 
     @cached_property
     def anchors(self) -> tuple[OpCall, ...]:

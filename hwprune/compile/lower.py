@@ -369,8 +369,7 @@ class _Lowering:
         if node.target is torch.ops.aten.batch_norm.default:
             source = node.args[0]
             norm = ops.batch_norm_of(node)
-            convolution = source.target in (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
-            if convolution and len(source.users) == 1 and source.name not in self.user_outputs:
+            if ops.is_convolution(source) and len(source.users) == 1 and source.name not in self.user_outputs:
                 self.place.norms[source.name] = norm
         self._copy_inputs(node)
         groups = [(g, n) for n in self._activations(node) if (g := self._open_group(node, n)) is not None]

@@ -18,7 +18,7 @@ from hwprune.compile.layouts import Layout, Pad, Views, extended, nhwc, plain, r
 from hwprune.compile.views import IDENTITIES, LISTS, VIEWS, views_of
 from hwprune.errors import UnsupportedOperator
 from hwprune.target import TargetProfile
-from hwprune.workload import OpCall, TensorSpec, Workload
+from hwprune.workload import DTYPE_BYTES, OpCall, TensorSpec, Workload
 
 aten = torch.ops.aten
 
@@ -230,13 +230,13 @@ def _conv2d(e: Emitter, node: fx.Node):
     return y
 
 
-def _is_convolution(node: fx.Node) -> bool:
+def is_convolution(node: fx.Node) -> bool:
     return node.target in (aten.conv2d.default, aten.conv2d.padding)
 
 
 def is_depthwise(node: fx.Node, shapes: Shapes) -> bool:
     """Whether ``node`` makes each channel of an image of one channel, each of another one."""
-    if not _is_convolution(node):
+    if not is_convolution(node):
         return False
     co, ci, _, _ = shapes(node.args[1].name)
     return ci == 1 and 1 < co == shapes(node.args[0].name)[1]
@@ -245,7 +245,7 @@ def is_depthwise(node: fx.Node, shapes: Shapes) -> bool:
 def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
     """Whether ``node`` is a convolution such as makes the channels of an inverted bottleneck: each pixel of all channels at its place,
     or of a window over an image of fewer channels than a vector has elements."""
-    if not _is_convolution(node):
+    if not is_convolution(node):
         return False
     _, ci, kh, kw = shapes(node.args[1].name)
     if ci != shapes(node.args[0].name)[1]:
@@ -263,7 +263,7 @@ def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> b
     reach = (shapes(node.args[1].name)[2] - 1) * dilation + 1
     twice = (profile.threads - 1) * max(reach - stride, 0)
     near = profile.threads * profile.memory.l2_bytes
-    return 4 * n * channels * (height * width + oh * ow) > near and twice <= _MADE_TWICE * height
+    return DTYPE_BYTES[profile.dtype] * n * channels * (height * width + oh * ow) > near and twice <= _MADE_TWICE * height
 
 
 def _conv_padding(padding, kernel, dilation, stride, node) -> tuple[int, int, int, int]:

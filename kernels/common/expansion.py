@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from hwprune.errors import Infeasible
 from hwprune.kernels.common import depthwise, gemm
 from hwprune.kernels.common.taps import Columns, rows_inside
-from hwprune.kernels.loops import Runs, accumulate, function, registers, scratch, vector
+from hwprune.kernels.loops import Runs, accumulate, function, registers, scratch
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import DTYPE_BYTES, Workload
@@ -79,11 +79,12 @@ class _Geometry:
 
     def panels(self, cov: int, half: bool) -> set[int]:
         """Vectors of the convolution's panels, ``cov`` at most."""
-        sizes = Runs(self.blocks, cov).sizes
-        if not half:
-            return {size for _, size in sizes}
-        last = sizes[-1][1]
-        return {last} | ({size for _, size in Runs(self.blocks - last, sizes[0][1]).sizes} if self.blocks > last else set())
+        panels: Runs | None = Runs(self.blocks, cov)
+        alone = set()
+        if half:
+            panels, last = gemm.last_apart(self.blocks, panels)
+            alone = {last}
+        return alone | {size for _, size in (panels.sizes if panels else ())}
 
     def windows(self, profile: TargetProfile, cov: int, half: bool) -> list[tuple[int, int]]:
         """(pixels, vectors) of the depthwise tiles that fit the registers and the convolution's panels."""
@@ -123,15 +124,9 @@ class _Product(gemm.Builder):
         self.first = block
         self.columns.numbered(lambda column, wt, number: self.tile(gemm.Place(batch, row, column, 1, wt, number), block, cov, **half))
 
-    def _store(self, place, i, j, first, cell, width: int) -> None:
-        pixel = (place.batch, place.row + i, place.column + j)
-
-        def value(lane):
-            self.cell = cell(lane)
-            return self.value(*pixel, first + lane)
-
-        at = place.row % self.between.kept * self.between.width + place.column + j
-        vector(self.y, (at, first - self.first * self.g.lanes), value, width)
+    def _place_of(self, pixel, channel) -> tuple:
+        _, row, column = pixel
+        return row % self.between.kept * self.between.width + column, channel - self.first * self.g.lanes
 
 
 class _Windowed(_Product):

@@ -64,6 +64,12 @@ def halves(g: Pixels, cov: int, split: str) -> bool:
     return g.half and split == "rows" and Runs(g.blocks, cov).sizes[-1][1] > 1
 
 
+def last_apart(blocks: int, panels: Runs) -> tuple[Runs | None, int]:
+    """Where the last panel is one by itself: those before it, if there are any, and the vectors of the last."""
+    last = panels.sizes[-1][1]
+    return (Runs(blocks - last, panels.largest) if blocks > last else None), last
+
+
 class Pixels(Geometry):
     """Geometry of a product: pixels as (n, oh, ow), all of them in one row where nothing keeps rows apart.
 
@@ -232,9 +238,9 @@ class Builder:
 
     def halved(self, panel) -> None:
         """All panels, one after the other; of the last vector only the first half."""
-        last = self.panels.sizes[-1][1]
-        if self.g.blocks > last:
-            Runs(self.g.blocks - last, self.panels.largest).each(panel)
+        before, last = last_apart(self.g.blocks, self.panels)
+        if before:
+            before.each(panel)
         panel(self.g.blocks - last, last, half=True)
 
     def _anchor(self, call, values):
@@ -338,4 +344,8 @@ class Builder:
             self.cell = cell(lane)
             return self.value(*pixel, first + lane)
 
-        vector(self.y, (*pixel, first), value, width)
+        vector(self.y, self._place_of(pixel, first), value, width)
+
+    def _place_of(self, pixel, channel) -> tuple:
+        """Where the result has a pixel's channels from ``channel`` on."""
+        return (*pixel, channel)
