@@ -50,7 +50,8 @@ _QUANTILE = 0.25
 @dataclass(frozen=True)
 class Machine:
     """What was measured of it: operations a microsecond, and by level what is read and written a microsecond, on all threads; what it
-    takes to start them and to wait for them. ``l3_bytes``: as loads see it; other programs may have the rest."""
+    takes to start them and to wait for them. ``l3_bytes``: as loads see it; other programs may have the rest. ``handed_per_us``: of what
+    one thread wrote and another reads, and the other way around, in second caches; None where it was not measured."""
 
     flops_per_us: float
     launch_us: float
@@ -58,6 +59,7 @@ class Machine:
     written_per_us: dict[str, float]
     profile: TargetProfile
     l3_bytes: int
+    handed_per_us: float | None = None
 
     @staticmethod
     def of(results: ProbeResults, profile: TargetProfile) -> "Machine":
@@ -65,7 +67,8 @@ class Machine:
         # a copy reads one half of its bytes and writes the other: what remains of its time is the writing's
         written = {level: 1 / max(2 / rate - 1 / read[level], 1 / read[level]) for level, rate in copied.items() if level in read}
         l3_bytes = results.third_cache_bytes() or profile.memory.l3_bytes
-        return Machine(results.peak_gflops.all_threads.best * 1e3, results.launch_us, read, read | written, profile, l3_bytes)
+        handed = results.handed_gb_per_s.best * 1e3 if results.handed_gb_per_s else None
+        return Machine(results.peak_gflops.all_threads.best * 1e3, results.launch_us, read, read | written, profile, l3_bytes, handed)
 
     def level_of(self, size_bytes: float) -> str:
         """The nearest level of memory behind L1 that holds so much."""
@@ -73,6 +76,15 @@ class Machine:
         if size_bytes <= self.profile.threads * memory.l2_bytes:
             return "l2"
         return "l3" if size_bytes <= self.l3_bytes and "l3" in self.read_per_us else "dram"
+
+    def activations_us(self, level: str, read: float, written: float) -> float:
+        """To read and write so many bytes of ``level``. What lies in second caches is in another core's, but for one thread's share:
+        what is read was written there, and what is written was read there."""
+        near = read / self.read_per_us[level] + written / self.written_per_us[level]
+        if level != "l2" or self.handed_per_us is None:
+            return near
+        own = 1 / self.profile.threads
+        return own * near + (1 - own) * (read + written) / self.handed_per_us
 
 
 def _rates(bandwidth: Bandwidth) -> dict[str, float]:
@@ -182,8 +194,7 @@ def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
         activations_from = machine.level_of(activations + weights)
         multiplied = _multiplied(workload, config)
         read, written = activations - workload.output.size_bytes, workload.output.size_bytes
-        memory_us = weights / machine.read_per_us[weights_from] + read / machine.read_per_us[activations_from]
-        memory_us += written / machine.written_per_us[activations_from]
+        memory_us = weights / machine.read_per_us[weights_from] + machine.activations_us(activations_from, read, written)
         compute_us, transform_us = (2 * n / machine.flops_per_us for n in (multiplied, transform_operations(workload, config)))
         launches_us = machine.launch_us * _launches(workload, config, machine.profile)
         kernels.append(
@@ -298,6 +309,7 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         ("peak GFLOP/s", _figure(peak.one_core), _figure(peak.all_threads)), ("start of all threads, us", "", f"{results.launch_us:.2f}"),
         ("L3 as the system tells, MB", "", f"{results.caches.l3_bytes / 1e6:.1f}"),
         ("L3 as loads see it, MB", "", f"{results.third_cache_bytes() / 1e6:.1f}"),
+        ("handed from core to core GB/s", "", _figure(results.handed_gb_per_s)),
     ] + [
         (f"{what} {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
         for what, bandwidth in rates for level in ("l1", "l2", "l3", "dram") if (reach := getattr(bandwidth, level)) is not None
@@ -311,7 +323,8 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         "transforms us) and bytes at the measured bandwidths, each byte moved once, and the starts of the threads, launches us, as the "
         "probe measures them; of peak counts multiplications only; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
         "whose products are not counted. from: constants come from the level that holds all of the network's, activations from the one that holds the kernel's "
-        "operands; of L3 counts what loads see of it, for other programs may have the rest. of bandwidth: memory time over time taken.",
+        "operands: if that is L2, all but a thread's share lies in another core's, and moves as fast as the probe's threads hand each other what "
+        "they wrote and read last (half of each copy reads, half writes); of L3 counts what loads see of it, for other programs may have the rest. of bandwidth: memory time over time taken.",
         "All figures are measured on this machine; the roofline is arithmetic on measured figures. Where more than 100 % is attained, the "
         "clock was higher, or neighbours on the machine took less of its memory's bandwidth, than while the probe ran.",
     ]  # fmt: skip

@@ -216,6 +216,8 @@ def _shown(results: "ProbeResults") -> list:
     for title, rates in (("peak GFLOP/s", {"": results.peak_gflops}), ("read GB/s", dict(results.read_gb_per_s)), ("copy GB/s", dict(results.copy_gb_per_s))):
         rows += [(f"{title} {level}".strip(), *(f"{r.best:.1f}" if r else "" for r in (reach.one_core, reach.all_threads)))
                  for level, reach in rates.items() if reach]  # fmt: skip
+    if results.handed_gb_per_s:
+        rows.append(("handed from core to core GB/s", "", f"{results.handed_gb_per_s.best:.1f}"))
     facts = [
         f"{results.processor}: {results.isa}, {results.threads} threads, {results.clock_mhz.best:.0f} MHz",
         f"multiply-adds: {results.fma_per_cycle():g} a cycle, latency {results.fma_latency_ns:.2f} ns",

@@ -284,9 +284,13 @@ class TargetProfile(_Frozen):
 
     @property
     def joins_depthwise(self) -> bool:
-        """Whether a 1x1 convolution and the depthwise one that reads it are one kernel: not where pixels are multiplied by lane, for
-        which convolutions have rules of their own."""
-        return self.gpu is None and not self.core.lane_broadcast and self.dtype == "float32"
+        """Whether kernels exist that are a convolution and the depthwise one that reads it."""
+        return self.gpu is None and self.dtype == "float32"
+
+    @property
+    def second_cache_bytes(self) -> int:
+        """Bytes of the second caches of all threads: one that they share where there is no third one."""
+        return self.memory.l2_bytes * (self.threads if self.memory.l3_bytes else 1)
 
     @property
     def peak_flops(self) -> float:

@@ -198,7 +198,9 @@ def refuse(node: fx.Node, why: str = "") -> UnsupportedOperator:
 
 #: Of an activation in between two convolutions of one kernel: what is made by two threads at most. One that is not joined takes its
 #: way through a farther cache, which costs about as much.
-_MADE_TWICE = 0.05
+_MADE_TWICE = 0.06
+#: Vectors of channels for each thread that are enough to be shared.
+_SHARES = 8
 
 # --- anchors ----------------------------------------------------------------------------------------------------
 
@@ -257,13 +259,13 @@ def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
 
 def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> bool:
     """Whether a depthwise convolution is faster in one kernel with what makes its input: that and the result do not stay in the threads'
-    near caches, and few rows of it are made by two threads."""
+    second caches, and either few rows of it are made by two threads, or there are channels enough for threads to share these."""
     (n, channels, height, width), (_, _, oh, ow) = shapes(node.args[0].name), shapes(node.name)
     (stride, _), (dilation, _) = _pair(argument(node, 3, "stride"), 1), _pair(argument(node, 5, "dilation"), 1)
     reach = (shapes(node.args[1].name)[2] - 1) * dilation + 1
     twice = (profile.threads - 1) * max(reach - stride, 0)
-    near = profile.threads * profile.memory.l2_bytes
-    return DTYPE_BYTES[profile.dtype] * n * channels * (height * width + oh * ow) > near and twice <= _MADE_TWICE * height
+    far = DTYPE_BYTES[profile.dtype] * n * channels * (height * width + oh * ow) > profile.second_cache_bytes
+    return far and (twice <= _MADE_TWICE * height or channels >= _SHARES * profile.threads * profile.lanes)
 
 
 def _conv_padding(padding, kernel, dilation, stride, node) -> tuple[int, int, int, int]:

@@ -41,6 +41,8 @@ def interval(e: Any, bound: Mapping[int, Interval]) -> Interval:
         return interval(e.value, bound)
     if isinstance(e, tirx.Ramp):
         return _ramp(interval(e.base, bound), int(e.stride), int(e.lanes))
+    if isinstance(e, tirx.Select):
+        return _chosen(e.condition, interval(e.true_value, bound), interval(e.false_value, bound), bound)
     rule = next((rule for kind, rule in _RULES.items() if isinstance(e, kind)), None)
     if rule is None:
         raise NoLatency(f"an index of the kernel is not understood: {e}")
@@ -53,6 +55,26 @@ def _ramp(base: Interval, stride: int, lanes: int) -> Interval:
         return low, high + stride * (lanes - 1), count * lanes
 
     return ramp
+
+
+def _chosen(condition: Any, yes: Interval, no: Interval, bound: Mapping[int, Interval]) -> Interval:
+    """One of two, where it is known which; else what lies in either."""
+    if not isinstance(condition, tirx.EQ):
+        return lambda where: _either(yes(where), no(where))
+    left, right = interval(condition.a, bound), interval(condition.b, bound)
+
+    def chosen(where: Where) -> Span:
+        a, b = left(where), right(where)
+        if a[1] < b[0] or b[1] < a[0]:
+            return no(where)
+        return yes(where) if a[:2] == b[:2] and a[0] == a[1] else _either(yes(where), no(where))
+
+    return chosen
+
+
+def _either(a: Span, b: Span) -> Span:
+    low, high = min(a[0], b[0]), max(a[1], b[1])
+    return low, high, min(a[2] + b[2], high - low + 1)
 
 
 def _combined(rule: Callable[[Span, Span], tuple[int, int]], left: Interval, right: Interval) -> Interval:

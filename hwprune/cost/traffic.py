@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Iterable, Mapping, Sequence
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.s_tir import transform
 
 from hwprune.cost.intervals import Interval, Span, Where, interval, number_of
@@ -251,16 +251,16 @@ def _sum(parts: Sequence[Mapping[int, int]]) -> dict[int, int]:
 
 
 #: The function's blocks go, its own buffers become as large as they are.
-_PASSES = (
+_OF_BLOCKS = (
     "CanonicalizeLoop", "LowerInitBlock", "PlanAndUpdateBufferAllocationLocation", "ConvertBlocksToOpaque",
-    "CompactBufferAllocation", "LowerOpaqueBlock", "StmtSimplify",
+    "CompactBufferAllocation", "LowerOpaqueBlock",
 )  # fmt: skip
 
 
 def _lowered(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function as plain loops over buffers."""
+    """The function as plain loops over buffers. One that was written as such keeps its buffers, and TVM takes long to find that out."""
     module = tvm.IRModule({"main": function})
-    for name in _PASSES:
+    for name in (*(_OF_BLOCKS if isinstance(function.body, s_tir.SBlockRealize) else ()), "StmtSimplify"):
         module = getattr(transform, name)()(module)
     return module["main"]
 

@@ -81,6 +81,10 @@ class ProbeResults(_Frozen):
     peak_gflops: Reach
     read_gb_per_s: Bandwidth
     copy_gb_per_s: Bandwidth
+    handed_gb_per_s: Rate | None = Field(
+        default=None, description="of copies of all threads, each from where another one wrote last to where another one read last; "
+        "None of one thread, and in results of older probes",
+    )  # fmt: skip
     launch_us: float = Field(gt=0)
     kernel_us: float | None
     network_us: float | None
@@ -131,7 +135,7 @@ def calmest(several: Sequence[ProbeResults]) -> ProbeResults:
             return max(found, key=lambda rate: rate.best, default=None)
         return found[-1].model_copy(update={name: best([getattr(v, name) for v in found]) for name in type(found[-1]).model_fields})
 
-    rates = ("clock_mhz", "peak_gflops", "read_gb_per_s", "copy_gb_per_s")
+    rates = ("clock_mhz", "peak_gflops", "read_gb_per_s", "copy_gb_per_s", "handed_gb_per_s")
     return several[-1].model_copy(update={name: best([getattr(r, name) for r in several]) for name in rates})
 
 

@@ -19,8 +19,8 @@ from typing import Callable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hwprune.kernels.common import gemm
-from hwprune.kernels.loops import Registers, Runs, function, registers, scratch, vector
+from hwprune.kernels.common import by_lane, gemm
+from hwprune.kernels.loops import Registers, function, registers, scratch
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
@@ -33,8 +33,6 @@ _PIECE_TERMS = 64
 #: Registers that a tile leaves free. The multiply-add of float16 takes lanes of the lower sixteen only, so that pixels have to lie
 #: there: with fewer to spare, LLVM moves them through the stack.
 _SPARE = 6
-#: Cycles that a load beside multiply-adds is thought to cost: of equal tiles, the one with fewer loads comes first.
-_LOAD_WEIGHT = 0.05
 #: Vector instructions that add a piece to the sum of those before it, which is not in registers.
 _ADDING_UP = 3
 
@@ -59,29 +57,14 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 
 def _tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
-    """Register tiles (rows, columns, vectors): accumulators, a vector of each pixel, the weights of a step and one of the next."""
-    return gemm.even_tiles(g, 8, lambda cov: (profile.core.vector_registers - _SPARE - cov - 1) // (cov + 1))
+    """Register tiles (rows, columns, vectors)."""
+    return gemm.even_tiles(g, 8, lambda cov: by_lane.most_pixels(cov, profile, _SPARE))
 
 
 def _cost(g: gemm.Pixels, profile: TargetProfile, tile: tuple[int, int, int], split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, copies of the border."""
-    core, (ht, wt, cov) = profile.core, tile
-    rows, columns, panels = Runs(g.oh, ht), Runs(g.ow, wt), Runs(g.blocks, cov)
-    pieces = _Pieces.of(g).count
-    cycles = 0.0
-    for (tall, h), (wide, w), (many, v) in product(rows.sizes, columns.sizes, panels.sizes):
-        steps = _group_cycles(h * w, v, g.lanes, profile) * g.reduction / g.lanes
-        cycles += g.n * tall * wide * many * (steps + (3 + _ADDING_UP * pieces) * h * w * v / core.fma_per_cycle + 20)
+    cycles = by_lane.tile_cycles(g, profile, *tile, adding_up=_ADDING_UP * _Pieces.of(g).count)
     return gemm.shared_out(g, profile, cycles, tile, split)
-
-
-def _group_cycles(pixels: int, vectors: int, lanes: int, profile: TargetProfile) -> float:
-    """Cycles of ``lanes`` steps of the reduction: ports, latency and loads."""
-    core = profile.core
-    fmas, loads = lanes * pixels * vectors, pixels + lanes * vectors
-    # as many loads as multiply-adds start in a cycle; those that hold up none still fill the queues
-    cycles = max(fmas, loads) / core.fma_per_cycle + max(core.vector_load_cycles, _LOAD_WEIGHT) * loads
-    return max(cycles, lanes * core.fma_latency_cycles)
 
 
 class _Pieces:
@@ -142,15 +125,13 @@ class _Builder(gemm.Builder):
         """acc += the products of ``channels`` channels from ``at`` = (row, column, channel) on: each pixel is one load."""
         g, (dy, dx, first) = self.g, at
         lanes = tirx.Ramp(0, 1, g.lanes)
-        for buffer, (i, j) in zip(staged, place.pixels):
-            vector(buffer, 0, lambda lane, i=i, j=j: self._pixel(place, i, j, dy, dx, first + lane), g.lanes)
-        vectors = max(j for _, j in acc) + 1
-        for c in range(channels):
-            weights = [T.Bind(self.weight[self._tap(block + j, dy, dx, first + c, lanes)]) for j in range(vectors)]
-            for i, buffer in enumerate(staged):
-                x = T.Bind(tirx.Broadcast(buffer[c], g.lanes))
-                for j, weight in enumerate(weights):
-                    T.buffer_store(acc[i, j], acc[i, j][lanes] + x * weight, [lanes])
+        by_lane.accumulate(
+            acc,
+            staged,
+            lambda n, lane: self._pixel(place, *place.pixels[n], dy, dx, first + lane),
+            lambda j, c: self.weight[self._tap(block + j, dy, dx, first + c, lanes)],
+            channels,
+        )
 
 
 def _inside(at: list, extents: tuple[int, int], body: Callable) -> None:

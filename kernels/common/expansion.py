@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.errors import Infeasible
-from hwprune.kernels.common import depthwise, gemm
+from hwprune.kernels.common import by_lane, depthwise, gemm
 from hwprune.kernels.common.taps import Columns, rows_inside
 from hwprune.kernels.loops import Runs, accumulate, function, registers, scratch
 from hwprune.kernels.schedule import Config
@@ -30,6 +30,8 @@ SPLITS = ("rows", "channels")
 
 #: The cycles below tell a convolution's tiles apart better than the depthwise tiles that go with one: by so much more for each.
 _SPREAD = 0.03
+#: Vectors of a tile that takes its pixels' channels by lane, and registers that it leaves free on a core that runs in order.
+_MOST_VECTORS, _SPARE_IN_ORDER = 8, 4
 #: What depthwise tiles take longer where they read from the second cache.
 _FROM_SECOND = 1.25
 
@@ -66,12 +68,28 @@ class _Geometry:
         _, self.height, self.width, _ = self.stages[0].output.shape
         self.product = gemm.Pixels(self.stages[0], by_rows=True)
         self.pointwise = (self.product.kh, self.product.kw) == (1, 1) and self.stages[0].anchor.get("layout", "nhwc") == "nhwc"
+        anchor = self.stages[0].anchor
+        self.whole_vectors = self.stages[0].inputs[anchor.args[0]].shape[-1] % self.product.lanes == 0
         self.blocks = self.product.blocks
         self.kept = (self.window.kh - 1) * self.window.dilation[0] + 1
 
     def tiles(self, profile: TargetProfile) -> list[tuple[int, int]]:
         """(pixels, vectors) of the convolution's register tiles."""
-        return sorted({(wt, cov) for ht, wt, cov in gemm.tiles(self.product, profile) if ht == 1})
+        offered = gemm.tiles(self.product, profile)
+        if self.is_by_lane(profile):
+            spare = _SPARE_IN_ORDER if profile.core.in_order else 0
+            offered = gemm.even_tiles(self.product, _MOST_VECTORS, lambda cov: by_lane.most_pixels(cov, profile, spare))
+        return sorted({(wt, cov) for ht, wt, cov in offered if ht == 1})
+
+    def is_by_lane(self, profile: TargetProfile) -> bool:
+        """Whether the convolution takes its pixels' channels by lane."""
+        return profile.core.lane_broadcast and self.pointwise and self.whole_vectors
+
+    def product_cycles(self, profile: TargetProfile, wt: int, cov: int, half: bool) -> float:
+        """Cycles of all of the convolution's tiles."""
+        if self.is_by_lane(profile):
+            return by_lane.tile_cycles(self.product, profile, 1, wt, cov)
+        return gemm.tile_cycles(self.product, profile, 1, wt, cov, half)
 
     def halves(self, cov: int, split: str) -> bool:
         """Whether half of the convolution's last vector can be left out; see ``gemm.halves``."""
@@ -95,7 +113,7 @@ class _Geometry:
 def _cost(g: _Geometry, profile: TargetProfile, wt: int, cov: int, pixels: int, vectors: int, split: str, half: int = 0) -> float:
     """Cycles of both stages, each as its own rule reckons it, and of rows that two threads make."""
     threads, oh = profile.threads, g.window.oh
-    first = gemm.tile_cycles(g.product, profile, 1, wt, cov, bool(half))
+    first = g.product_cycles(profile, wt, cov, bool(half))
     second = depthwise.tile_cycles(g.window, profile, pixels, vectors)
     if DTYPE_BYTES[g.window.dtype] * g.kept * g.width * cov * profile.lanes > profile.memory.l1d_bytes:
         second *= _FROM_SECOND
@@ -127,6 +145,26 @@ class _Product(gemm.Builder):
     def _place_of(self, pixel, channel) -> tuple:
         _, row, column = pixel
         return row % self.between.kept * self.between.width + column, channel - self.first * self.g.lanes
+
+
+class _ByLane(_Product):
+    """A 1x1 convolution, into memory in between, which takes its pixels' channels by lane."""
+
+    def tile(self, place: gemm.Place, block, cov: int) -> None:
+        g, lanes = self.g, tirx.Ramp(0, 1, self.g.lanes)
+        acc, staged = registers(place.wt, cov, g.lanes), [scratch((g.lanes,), self.workload.dtype) for _ in place.pixels]
+        whole, rest = divmod(g.ci, g.lanes)
+
+        def group(first, channels: int) -> None:
+            pixel = lambda n, lane: self._pixel(place, *place.pixels[n], 0, 0, first + lane)
+            by_lane.accumulate(acc, staged, pixel, lambda j, c: self.weight[block + j, 0, 0, first + c, lanes], channels)
+
+        if whole:
+            with T.serial(0, whole) as step:
+                group(step * g.lanes, g.lanes)
+        if rest:
+            group(whole * g.lanes, rest)
+        self._write(place, block, cov, acc)
 
 
 class _Windowed(_Product):
@@ -193,7 +231,8 @@ class _Builder:
             raise Infeasible(f"{config.to_text()}: half of the last vector of {g.blocks} cannot be left out")
         if any(size % self.vectors for size in g.panels(cov, self.half)):
             raise Infeasible(f"{config.to_text()}: panels of {g.panels(cov, self.half)} vectors do not divide into {self.vectors}")
-        self.product = (_Product if g.pointwise else _Windowed)(g, profile, config)
+        kind = _ByLane if g.is_by_lane(profile) else _Product if g.pointwise else _Windowed
+        self.product = kind(g, profile, config)
         self.window = _Window(g, profile, config)
 
     def statements(self, inputs, y) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from joined_pairs import PAIRS, Pair
 from operator_banks import BANKS, OPERATORS, TOLERANCE, Bank, case, exact, random_operators, randomized, relative_error, sample
 from torch import nn
 
+from hwprune.compile import ops
 from hwprune.compile.artifact import build_artifact
 from hwprune.compile.lower import lower
 from hwprune.graph import trace
@@ -37,6 +39,17 @@ class SideBySide(nn.Module):
 
     def forward(self, *inputs):
         return tuple(operator(F.hardswish(x)) for operator, x in zip(self.operators, inputs))
+
+
+class Pairs(nn.Module):
+    """A convolution and a depthwise one that reads it, many times side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.ModuleList([Pair(operator, inside) for operator, _, inside in PAIRS.values()])
+
+    def forward(self, *inputs):
+        return tuple(pair(x) for pair, x in zip(self.pairs, inputs))
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +150,24 @@ def test_tiles_of_two_vectors_of_channels_where_their_number_is_prime(on_board, 
     assert len(chosen) == 3
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < TOLERANCE, [c.to_text() for c in chosen]
+
+
+@pytest.mark.parametrize("target, number", [("rpi3", 0), ("rpi4", 1), ("rpi5", 2)])
+def test_joined_convolutions_compute_what_torch_computes(on_board, monkeypatch, target, number):
+    """Each pair by its first schedule, or by another one from the first tenth of the list or the last."""
+    monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
+    torch.manual_seed(number)
+    inputs = tuple(torch.randn(shape) for _, shape, _ in PAIRS.values())
+    chosen = []
+
+    def pick(offered):
+        chosen.append(offered[(0, len(offered) // 10, -1)[number]])
+        return chosen[-1]
+
+    found, expected = on_board(target, randomized(Pairs()), inputs, pick)
+    assert sum(c.rule == "expansion" for c in chosen) == len(PAIRS)
+    for name, f, e in zip(PAIRS, found, expected, strict=True):
+        assert relative_error(f, e) < TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
 
 
 # --- float16 ----------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 from compiled_networks import run
+from joined_pairs import PAIRS, Pair, joined, pair
 from operator_banks import TOLERANCE, exact, randomized, relative_error
 from torch import nn
 
@@ -29,64 +29,11 @@ def join(monkeypatch):
     monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
 
 
-class Shortcut(nn.Module):
-    """What lies between is the sum of two values of that shape."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv, self.window = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-
-    def forward(self, x):
-        return self.window(F.relu6(self.conv(x) + x))
-
-
-def pair(inputs: int, channels: int, window: int, stride: int = 1, *, padding: int | None = None, dilation=1, between=nn.ReLU6) -> nn.Module:
-    padding = window // 2 if padding is None else padding
-    return nn.Sequential(
-        nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels), between(),
-        nn.Conv2d(channels, channels, window, stride, padding, dilation, groups=channels), nn.Hardswish(),
-    )  # fmt: skip
-
-
-def stem(channels: int, kernel: int, stride: int, padding: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, channels, kernel, stride, padding), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, groups=channels))
-
-
-#: name -> (the two convolutions, their input, whether a kernel makes it)
-PAIRS = {
-    "3x3": (pair(8, 40, 3), (1, 8, 9, 13), True),
-    "3x3_stride_2": (pair(5, 48, 3, 2), (1, 5, 12, 11), True),
-    "5x5_silu": (pair(16, 40, 5, between=nn.SiLU), (1, 16, 7, 7), True),
-    "5x5_stride_2_batch": (pair(7, 24, 5, 2), (3, 7, 10, 9), True),
-    "7x7_taller_than_the_image": (pair(8, 16, 7), (1, 8, 3, 5), True),
-    "3x3_dilated": (pair(8, 24, 3, padding=2, dilation=2), (1, 8, 11, 8), True),
-    "without_border": (pair(9, 32, 3, padding=0), (2, 9, 8, 8), True),
-    "stride_beyond_the_window": (pair(8, 24, 2, 3, padding=0), (1, 8, 11, 11), True),
-    "shortcut": (Shortcut(24), (1, 24, 9, 7), True),
-    "stem": (stem(24, 3, 2, 1), (1, 3, 19, 17), False),
-    "stem_batch_5x3": (stem(16, (5, 3), (2, 1), (2, 1)), (2, 3, 12, 9), True),
-    "stem_1x1_of_the_input": (stem(40, 1, 1, 0), (1, 3, 8, 8), False),
-}
-
-
-class Network(nn.Module):
-    def __init__(self, operator: nn.Module, inside: bool):
-        super().__init__()
-        self.operator, self.inside = operator, inside
-
-    def forward(self, x):
-        return self.operator(F.hardswish(x) if self.inside else x)
-
-
 def network_of(name: str, profile):
     operator, shape, inside = PAIRS[name]
-    module = randomized(Network(operator, inside))
+    module = randomized(Pair(operator, inside))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     return module, x, lower(trace(module, (x,)), profile)
-
-
-def joined(network) -> list:
-    return [w for w in network.workloads() if len(w.anchors) == 2]
 
 
 def some(offered: list[Config], count: int) -> list[Config]:
@@ -112,6 +59,17 @@ def test_every_way_computes_what_torch_does(usable, tmp_path, name):
 @pytest.mark.parametrize("name", ["3x3_stride_2", "stem"])
 def test_vectors_of_other_widths(usable, lanes, name):
     profile = usable(lanes)
+    (workload,) = joined(network_of(name, profile)[2])
+    for config in some(list(candidates(workload, profile)), 2):
+        assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("name", ["3x3_stride_2", "5x5_stride_2_batch", "7x7_taller_than_the_image", "shortcut", "stem", "stem_1x1_of_the_input"])
+def test_channels_by_lane(usable, in_order, name):
+    """As cores multiply that take one lane for all: channels beyond the last whole vector, too."""
+    profile = usable(4)
+    profile = profile.model_copy(update={"core": profile.core.model_copy(update={"lane_broadcast": True, "in_order": in_order})})
     (workload,) = joined(network_of(name, profile)[2])
     for config in some(list(candidates(workload, profile)), 2):
         assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()

@@ -33,13 +33,16 @@ def test_figures_are_sane(program):
     assert 2 <= found.fma_latency_ns * found.clock_mhz.best / 1e3 < 12
     assert read.l1.one_core.best > read.dram.one_core.best
     assert 0 < found.launch_us < 10_000 and found.kernel_us > 0
+    if found.threads > 1 and found.copy_gb_per_s.l2 is not None:  # at most as fast as each from its own cache
+        assert 0 < found.handed_gb_per_s.best < 1.5 * (found.copy_gb_per_s.l2.all_threads or found.copy_gb_per_s.l1.all_threads).best
     assert found.latency_curve[-1][1] > 2 * found.latency_curve[0][1]
     assert found.caches.l1d_bytes >= 8192
 
 
 def test_narrower_vectors(program):
     if native_profile().core.vector_bits == 512:
-        assert probe_program.run([str(program), "--vector-bits", "256", "--threads", "1"], seconds=0.01).isa == "avx2"
+        narrow = probe_program.run([str(program), "--vector-bits", "256", "--threads", "1"], seconds=0.01)
+        assert narrow.isa == "avx2" and narrow.handed_gb_per_s is None
     refused = subprocess.run([str(program), "--vector-bits", "96"], capture_output=True, text=True)
     assert refused.returncode == 1 and "no vectors of 96 bits" in refused.stderr
     assert subprocess.run([str(program), "--seconds", "soon"], capture_output=True).returncode == 2

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from benchmarks.incore import convolution, profile_of
+from torch import nn
 
+from hwprune.compile import ops
+from hwprune.compile.lower import lower
 from hwprune.cost.assembly import Program
 from hwprune.cost.incore import missing_tool
 from hwprune.cost.simulated import Simulation, best, simulate
+from hwprune.graph import trace
 from hwprune.kernels import build, candidates, primfunc
+from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
+from hwprune.workload import Workload
 
 #: 61 outputs are 16 vectors, 37 inputs leave a tail: 19 columns do not divide into tiles.
 SHAPE = (37, 61, 3, 19)
@@ -20,7 +27,11 @@ SHAPE = (37, 61, 3, 19)
 def counted(profile: TargetProfile, shape=SHAPE) -> list[int]:
     """Vector multiply-adds of each thread."""
     workload = convolution(*shape, profile)
-    program = Program(build({"kernel": primfunc(workload, profile, candidates(workload, profile, exact=True)[0])}, profile).inspect_source("s"))
+    return _multiply_adds(workload, candidates(workload, profile, exact=True)[0], profile)
+
+
+def _multiply_adds(workload: Workload, config: Config, profile: TargetProfile) -> list[int]:
+    program = Program(build({"kernel": primfunc(workload, profile, config)}, profile).inspect_source("s"))
     total: Counter = Counter()
     for region in program.run("kernel_compute_", len(workload.inputs) + 1, profile.threads):
         for number, thread in enumerate(region.threads):
@@ -33,6 +44,19 @@ def counted(profile: TargetProfile, shape=SHAPE) -> list[int]:
 def test_every_multiply_add_is_counted(core):
     # channels beyond 61 up to 16 vectors are computed, rows and columns beyond 19 are not
     assert sum(counted(profile_of(core))) == 19 * 19 * 9 * 37 * 16
+
+
+@pytest.mark.parametrize("core", ["A53", "A72", "A76"])
+def test_multiply_adds_of_joined_convolutions_are_those_of_both(core, monkeypatch):
+    """By channels, no row is made twice; taps outside of the image are left out. 40 channels are ten vectors."""
+    monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
+    profile = profile_of(core)
+    pair = nn.Sequential(nn.Hardswish(), nn.Conv2d(18, 40, 1), nn.ReLU6(), nn.Conv2d(40, 40, 3, padding=1, groups=40))
+    (workload,) = (w for w in lower(trace(pair.eval(), torch.zeros(1, 18, 11, 13)), profile).workloads() if len(w.anchors) == 2)
+    shared = [c for c in candidates(workload, profile) if c["split"] == "channels"]
+    for config in (shared[0], shared[-1]):
+        expected = 10 * (11 * 13 * 18 + (3 * 11 - 2) * (3 * 13 - 2))
+        assert sum(_multiply_adds(workload, config, profile)) == expected, config.to_text()
 
 
 def one(core: str, **core_figures) -> tuple[TargetProfile, Simulation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as xml
 
 import pytest
@@ -55,6 +56,18 @@ def test_winograd_beside_the_roofline(timing, machine):
     arithmetic = made.compute_us + made.transform_us
     assert made.bound == ("l3" if made.memory_us > arithmetic else "peak")
     assert made.fraction == pytest.approx((max(arithmetic, made.memory_us) + made.launches_us) / 100)
+
+
+def test_what_lies_in_the_other_core_moves_as_threads_hand_it_over(timing, machine):
+    handing = dataclasses.replace(machine, handed_per_us=12e3)
+    own = 1 / machine.profile.threads
+    assert own < 1
+    winograd = kernels.kernels_of(timing, handing)[0]
+    half = winograd.activations / 2  # is read, half is written
+    near = half / 50e3 + half * 3 / 100e3
+    assert winograd.activations_from == "l2"
+    assert winograd.memory_us == pytest.approx(winograd.weights / 30e3 + own * near + (1 - own) * winograd.activations / 12e3)
+    assert handing.activations_us("l3", 300.0, 0.0) == pytest.approx(300 / 30e3)
 
 
 def test_kinds(timing, machine):

@@ -298,10 +298,19 @@ def test_what_is_read_twice_or_is_a_result_stays_a_value_of_its_own(join):
         assert all(len(w.anchors) < 2 for w in lowered(module, (1, 8, 9, 9)).workloads())
 
 
-@pytest.mark.parametrize("name", ["rpi4", "rpi5-fp16", "rtx4090"])
-def test_targets_whose_convolutions_have_rules_of_their_own_keep_the_two_apart(join, name):
-    network = lower(trace(_Inverted().eval(), torch.zeros(1, 8, 9, 9)), load_file(shipped_folder() / f"{name}.toml"))
-    assert all(len(w.anchors) < 2 for w in network.workloads())
+def _inverted_on(target: str) -> list:
+    network = lower(trace(_Inverted().eval(), torch.zeros(1, 8, 9, 9)), load_file(shipped_folder() / f"{target}.toml"))
+    return [w for w in network.workloads() if len(w.anchors) == 2]
+
+
+@pytest.mark.parametrize("name", ["rpi5-fp16", "rtx4090"])
+def test_targets_that_have_no_kernel_for_both_keep_the_two_apart(join, name):
+    assert not _inverted_on(name)
+
+
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "rpi5", "x86"])
+def test_other_targets_join_them(join, name):
+    assert len(_inverted_on(name)) == 1
 
 
 def test_the_two_are_joined_where_near_caches_do_not_hold_them_and_few_rows_are_made_twice():
@@ -315,6 +324,24 @@ def test_the_two_are_joined_where_near_caches_do_not_hold_them_and_few_rows_are_
     # two threads make two rows of 40 for a window of 3, and four for one of 5, which is a tenth; of 80 they are a twentieth
     assert not joined(40, 5) and joined(80, 5)
     assert joined(40, 5, threads=1) and not joined(80, 5, threads=8)
+
+
+def test_threads_with_channels_enough_share_them_and_join_the_two_however_many_rows_a_window_takes():
+    profile = PROFILE.model_copy(update={"threads": 2})
+
+    def joined(channels: int) -> bool:
+        layer = nn.Sequential(nn.Hardswish(), nn.Conv2d(8, channels, 1), nn.Conv2d(channels, channels, 5, padding=2, groups=channels))
+        return any(len(w.anchors) == 2 for w in lower(trace(layer.eval(), torch.zeros(1, 8, 40, 40)), profile).workloads())
+
+    # eight vectors of eight channels for each of two threads
+    assert joined(128) and not joined(120)
+
+
+def test_what_threads_have_of_second_caches_is_one_where_there_is_no_third():
+    memory = {"l2_bytes": 1 << 20, "l3_bytes": 0}
+    shared = PROFILE.model_copy(update={"threads": 4, "memory": PROFILE.memory.model_copy(update=memory)})
+    own = PROFILE.model_copy(update={"threads": 4, "memory": PROFILE.memory.model_copy(update={**memory, "l3_bytes": 1 << 23})})
+    assert (shared.second_cache_bytes, own.second_cache_bytes) == (1 << 20, 4 << 20)
 
 
 class _Inverted(nn.Module):

@@ -61,6 +61,25 @@ def test_windows_overlap_and_strides_skip():
     assert Loops(kernel(skipping, (40, 16), (15, 16)), 1).footprint()[0] == 15 * 64
 
 
+def test_of_two_indices_the_one_that_is_taken_counts():
+    def body(x, y):
+        with T.serial(0, 8) as i, T.serial(0, 16) as c:
+            T.buffer_store(y, x[tirx.Select(i == 0, 40, i), c], [i, c])
+
+    def of_one_row(x, y):
+        with T.serial(0, 1) as i, T.serial(0, 16) as c:
+            T.buffer_store(y, x[tirx.Select(i == 0, 40, i), c], [i, c])
+
+    def of_another(x, y):
+        with T.serial(1, 7) as i, T.serial(0, 16) as c:
+            T.buffer_store(y, x[tirx.Select(i == 0, 40, i), c], [i, c])
+
+    # row 40 or rows 0 to 7: nine at most, of a line each
+    assert Loops(kernel(body, (64, 16), (8, 16)), 1).footprint()[0] == 9 * 64
+    assert Loops(kernel(of_one_row, (64, 16), (8, 16)), 1).footprint()[0] == 64
+    assert Loops(kernel(of_another, (64, 16), (8, 16)), 1).footprint()[0] == 6 * 64
+
+
 def test_whole_lines_move():
     def column(x, y):
         with T.serial(0, 64) as i:

@@ -67,6 +67,8 @@ class Probe {
     curve_ = latency_curve(std::min<int64_t>(std::max<int64_t>(4 * told, 16 << 20), std::min<int64_t>(128 << 20, memory_bytes() / 8)));
     caches_ = caches_of(curve_);
     levels_ = levels_of(caches_, options_.threads);
+    for (const Level& level : levels_)
+      if (options_.threads > 1 && std::strcmp(level.name, "l2") == 0) handed_ = (level.beside > 0 ? level.beside : level.alone) / 2 / kBlock * kBlock;
     int64_t most = 0;
     for (const Level& level : levels_) most = std::max({most, level.alone, level.beside * options_.threads});
     from_ = aligned(most), to_ = aligned(most / 2 + kPage);  // copies have half on each side
@@ -106,7 +108,9 @@ class Probe {
     std::printf("},\n");
     print_bandwidth("read", 1);
     print_bandwidth("copy", 2);
-    std::printf("  \"launch_us\": %.4f,\n", best("launch") * 1e6);
+    std::printf("  \"handed_gb_per_s\": ");
+    print_handed();
+    std::printf(",\n  \"launch_us\": %.4f,\n", best("launch") * 1e6);
     print_network();
     print_caches();
     std::printf("  \"latency_curve\": [");
@@ -128,6 +132,16 @@ class Probe {
     quantities_.push_back({"launch", [](int64_t n) {
                              for (int64_t i = 0; i < n; ++i) hwprune_pool_v1_launch(nothing, nullptr, 0);
                            }});
+    if (handed_ > 0) {
+      const auto pass = [this](char* to, const char* from) {
+        on_all_threads([&](int thread) {
+          isa_.copy(to + thread * handed_, from + (thread + 1) % options_.threads * handed_, handed_ / kBlock);
+        });
+      };
+      quantities_.push_back({"handed", [this, pass](int64_t n) {
+                               for (int64_t i = 0; i < n; ++i) pass(i % 2 ? from_.get() : to_.get(), i % 2 ? to_.get() : from_.get());
+                             }});
+    }
 #ifdef HWPRUNE_PROBE_NETWORK
     for (const int steps : {1, kSteps})
       quantities_.push_back({"steps " + std::to_string(steps), [this, steps](int64_t n) {
@@ -196,6 +210,19 @@ class Probe {
     std::printf("},\n");
   }
 
+  // Of passes in which each thread reads what another one wrote last, and writes where another one read last: as kernels of a network
+  // that hand each other activations. Their start is not part of it.
+  void print_handed() const {
+    const Quantity* passes = find("handed");
+    const auto rate = [&](double quantile) {
+      return 2.0 * static_cast<double>(handed_) * options_.threads / 1e9 / std::max(passes->at(quantile) - best("launch"), 1e-9);
+    };
+    if (passes == nullptr)
+      std::printf("null");
+    else
+      std::printf("{\"best\": %.4f, \"median\": %.4f}", rate(0.1), rate(0.5));
+  }
+
   void print_network() const {
 #ifdef HWPRUNE_PROBE_NETWORK
     const double one = best("steps 1"), all = best("steps " + std::to_string(kSteps));
@@ -223,6 +250,7 @@ class Probe {
   Caches caches_{};
   std::vector<Level> levels_;
   Buffer from_, to_;
+  int64_t handed_ = 0;  // bytes of a thread's part of what threads hand to each other; 0 where there is no other thread
   std::vector<Quantity> quantities_;
   int rounds_ = 0;
 };
