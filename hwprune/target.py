@@ -283,8 +283,8 @@ class TargetProfile(_Frozen):
         return self.gpu is None and not self.core.lane_broadcast and self.core.fma_per_cycle <= 1
 
     @property
-    def joins_depthwise(self) -> bool:
-        """Whether kernels exist that are a convolution and the depthwise one that reads it."""
+    def joins_windows(self) -> bool:
+        """Whether kernels exist that are a convolution and the depthwise one, or the pool, that reads it."""
         return self.gpu is None and self.dtype == "float32"
 
     @property

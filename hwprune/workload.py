@@ -102,7 +102,7 @@ class Workload:
 
     @cached_property
     def anchors(self) -> tuple[OpCall, ...]:
-        """All operators that are anchors. A kernel of a convolution and a depthwise one that reads it has two."""
+        """All operators that are anchors. A kernel of a convolution and a depthwise one, or a pool, that reads it has two."""
         return tuple(call for call in self.ops if call.op in ANCHORS)
 
     @cached_property
@@ -113,8 +113,9 @@ class Workload:
         first, second = self.anchors
         count, at, weight = len(self.inputs), self.ops.index(second), self.inputs[first.args[1]].shape
         made = TensorSpec((*first["out"], weight[0] * weight[-1]), dtype=self.dtype)
-        # multiply-adds for each channel, which both have the same number of
-        each = (math.prod(first["out"]) * math.prod(weight[1:-1]), math.prod((*self.output.shape[:-1], *self.inputs[second.args[1]].shape[:-1])))
+        # multiply-adds for each channel, which both have the same number of; a pool has none
+        window = self.inputs[second.args[1]].shape[:-1] if len(second.args) > 1 else (0,)
+        each = (math.prod(first["out"]) * math.prod(weight[1:-1]), math.prod((*self.output.shape[:-1], *window)))
         channels = self.macs // sum(each)
         read = [[(i, self.inputs[i]) for i in numbers] for numbers in self.inputs_of_stages]
         return (

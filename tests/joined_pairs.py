@@ -1,4 +1,4 @@
-"""Networks of a convolution and the depthwise one that reads it, which one kernel computes."""
+"""Networks of a convolution and the depthwise one or pool that reads it, which one kernel computes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def stem(channels: int, kernel: int, stride: int, padding: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, channels, kernel, stride, padding), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1, groups=channels))
 
 
+def pooled(conv: nn.Module, pool: nn.Module) -> nn.Module:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(), pool)
+
+
 #: name -> (the two convolutions, their input, whether a kernel makes it)
 PAIRS = {
     "3x3": (pair(8, 40, 3), (1, 8, 9, 13), True),
@@ -42,6 +46,9 @@ PAIRS = {
     "shortcut": (Shortcut(24), (1, 24, 9, 7), True),
     "stem": (stem(24, 3, 2, 1), (1, 3, 19, 17), False),
     "stem_batch_5x3": (stem(16, (5, 3), (2, 1), (2, 1)), (2, 3, 12, 9), True),
+    "stem_max_pool": (pooled(nn.Conv2d(3, 24, 7, 2, 3), nn.MaxPool2d(3, 2, 1)), (1, 3, 31, 27), False),
+    "average_pool_beyond_the_border": (pooled(nn.Conv2d(9, 16, 1), nn.AvgPool2d(2, ceil_mode=True)), (2, 9, 7, 9), True),
+    "dilated_max_pool": (pooled(nn.Conv2d(8, 40, 1), nn.MaxPool2d(3, 1, 1, dilation=2)), (1, 8, 10, 9), True),
     "stem_1x1_of_the_input": (stem(40, 1, 1, 0), (1, 3, 8, 8), False),
 }
 
@@ -56,5 +63,5 @@ class Pair(nn.Module):
 
 
 def joined(network) -> list:
-    """Workloads of two such convolutions."""
+    """Workloads of two such operators."""
     return [w for w in network.workloads() if len(w.anchors) == 2]

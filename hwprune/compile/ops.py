@@ -236,12 +236,27 @@ def is_convolution(node: fx.Node) -> bool:
     return node.target in (aten.conv2d.default, aten.conv2d.padding)
 
 
-def is_depthwise(node: fx.Node, shapes: Shapes) -> bool:
-    """Whether ``node`` makes each channel of an image of one channel, each of another one."""
-    if not is_convolution(node):
-        return False
-    co, ci, _, _ = shapes(node.args[1].name)
-    return ci == 1 and 1 < co == shapes(node.args[0].name)[1]
+@dataclass(frozen=True)
+class Window:
+    """Extents along rows and columns."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+def window_of(node: fx.Node, shapes: Shapes) -> Window | None:
+    """What a depthwise convolution or a pool makes each result channel of; None for another operator, or for a pool of whole images."""
+    if is_convolution(node):
+        co, ci, *kernel = shapes(node.args[1].name)
+        if not (ci == 1 and 1 < co == shapes(node.args[0].name)[1]):
+            return None
+        return Window(tuple(kernel), _pair(argument(node, 3, "stride"), 1), _pair(argument(node, 5, "dilation"), 1))
+    if node.target not in (aten.max_pool2d.default, aten.avg_pool2d.default):
+        return None
+    kernel = _pair(node.args[1])
+    dilation = argument(node, 4, "dilation") if node.target is aten.max_pool2d.default else None
+    return Window(kernel, _pair(argument(node, 2, "stride"), kernel), _pair(dilation, 1)) if kernel != shapes(node.args[0].name)[2:] else None
 
 
 def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
@@ -258,12 +273,13 @@ def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
 
 
 def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> bool:
-    """Whether a depthwise convolution is faster in one kernel with what makes its input: that and the result do not stay in the threads'
-    second caches, and either few rows of it are made by two threads, or there are channels enough for threads to share these."""
+    """Whether a depthwise convolution or a pool is faster in one kernel with what makes its input: that and the result do not stay in
+    the threads' second caches, and either few rows of it are made by two threads, or there are channels enough for threads to share
+    these."""
     (n, channels, height, width), (_, _, oh, ow) = shapes(node.args[0].name), shapes(node.name)
-    (stride, _), (dilation, _) = _pair(argument(node, 3, "stride"), 1), _pair(argument(node, 5, "dilation"), 1)
-    reach = (shapes(node.args[1].name)[2] - 1) * dilation + 1
-    twice = (profile.threads - 1) * max(reach - stride, 0)
+    window = window_of(node, shapes)
+    assert window is not None
+    twice = (profile.threads - 1) * max((window.kernel[0] - 1) * window.dilation[0] + 1 - window.stride[0], 0)
     far = DTYPE_BYTES[profile.dtype] * n * channels * (height * width + oh * ow) > profile.second_cache_bytes
     return far and (twice <= _MADE_TWICE * height or channels >= _SHARES * profile.threads * profile.lanes)
 

@@ -23,20 +23,19 @@ def most_pixels(vectors: int, profile: TargetProfile, spare: int) -> int:
     return (profile.core.vector_registers - spare - vectors - 1) // (vectors + 1)
 
 
-def group_cycles(pixels: int, vectors: int, lanes: int, profile: TargetProfile) -> float:
-    """Cycles of ``lanes`` steps of the reduction: ports, latency and loads."""
-    core = profile.core
-    fmas, loads = lanes * pixels * vectors, pixels + lanes * vectors
+def step_cycles(chained: int, accumulators: int, loads: int, profile: TargetProfile) -> float:
+    """Cycles of ``chained`` multiply-adds on each of so many accumulators, and of ``loads`` of vectors: ports, latency and loads."""
+    core, fmas = profile.core, chained * accumulators
     # as many loads as multiply-adds start in a cycle; those that hold up none still fill the queues
     cycles = max(fmas, loads) / core.fma_per_cycle + max(core.vector_load_cycles, _LOAD_WEIGHT) * loads
-    return max(cycles, lanes * core.fma_latency_cycles)
+    return max(cycles, chained * core.fma_latency_cycles)
 
 
 def tile_cycles(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, adding_up: int = 0) -> float:
     """Cycles of register tiles of all sizes. adding_up : vector instructions for each accumulator beside those of the products."""
     cycles = 0.0
     for (tall, h), (wide, w), (many, v) in product(Runs(g.oh, ht).sizes, Runs(g.ow, wt).sizes, Runs(g.blocks, cov).sizes):
-        steps = group_cycles(h * w, v, g.lanes, profile) * g.reduction / g.lanes
+        steps = step_cycles(g.lanes, h * w * v, h * w + g.lanes * v, profile) * g.reduction / g.lanes
         cycles += g.n * tall * wide * many * (steps + (3 + adding_up) * h * w * v / profile.core.fma_per_cycle + 20)
     return cycles
 
@@ -58,7 +57,21 @@ def accumulate(
     for c in range(channels):
         weights = [T.Bind(weight(j, c)) for j in range(vectors)]
         for i, buffer in enumerate(staged):
-            x = T.Bind(tirx.Broadcast(buffer[c], width_of(buffer)))
-            for j, w in enumerate(weights):
-                lanes = tirx.Ramp(0, 1, width_of(buffer))
-                T.buffer_store(acc[i, j], acc[i, j][lanes] + x * w, [lanes])
+            add([acc[i, j] for j in range(vectors)], buffer, c, weights)
+
+
+def add(acc: Sequence[tirx.Buffer], staged: tirx.Buffer, lane: int, weights: Sequence[tirx.Expr]) -> None:
+    """acc[j] += one lane of ``staged`` * weights[j]."""
+    lanes = width_of(staged)
+    x = T.Bind(tirx.Broadcast(staged[lane], lanes))
+    for register, weight in zip(acc, weights, strict=True):
+        T.buffer_store(register, register[tirx.Ramp(0, 1, lanes)] + x * weight, [tirx.Ramp(0, 1, lanes)])
+
+
+def covering(columns: Sequence[int], lanes: int) -> list[int]:
+    """Where vectors begin that hold ``columns``, none of them beyond the last one; none at all where a vector does not fit."""
+    found: list[int] = []
+    for at in sorted(set(columns)):
+        if max(columns) - min(columns) >= lanes - 1 and (not found or at >= found[-1] + lanes):
+            found.append(min(at, max(columns) - lanes + 1))
+    return found

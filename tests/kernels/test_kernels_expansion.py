@@ -55,23 +55,23 @@ def test_every_way_computes_what_torch_does(usable, tmp_path, name):
         assert relative_error(found, expected) < TOLERANCE, config.to_text()
 
 
-@pytest.mark.parametrize("lanes", [4, 16])
-@pytest.mark.parametrize("name", ["3x3_stride_2", "stem"])
+@pytest.mark.parametrize("lanes, name", [(4, "stem"), (16, "3x3_stride_2"), (16, "stem")])
 def test_vectors_of_other_widths(usable, lanes, name):
     profile = usable(lanes)
     (workload,) = joined(network_of(name, profile)[2])
-    for config in some(list(candidates(workload, profile)), 2):
+    for config in some(list(candidates(workload, profile)), 1):
         assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()
 
 
-@pytest.mark.parametrize("in_order", [False, True])
-@pytest.mark.parametrize("name", ["3x3_stride_2", "5x5_stride_2_batch", "7x7_taller_than_the_image", "shortcut", "stem", "stem_1x1_of_the_input"])
-def test_channels_by_lane(usable, in_order, name):
+@pytest.mark.parametrize(
+    "name, in_order", [("3x3_stride_2", True), ("5x5_stride_2_batch", False), ("shortcut", False), ("stem_max_pool", True), ("stem_batch_5x3", False), ("stem", False)]
+)
+def test_channels_by_lane(usable, name, in_order):
     """As cores multiply that take one lane for all: channels beyond the last whole vector, too."""
     profile = usable(4)
     profile = profile.model_copy(update={"core": profile.core.model_copy(update={"lane_broadcast": True, "in_order": in_order})})
     (workload,) = joined(network_of(name, profile)[2])
-    for config in some(list(candidates(workload, profile)), 2):
+    for config in some(list(candidates(workload, profile)), 1):
         assert kernel_error(workload, config, profile) < TOLERANCE, config.to_text()
 
 

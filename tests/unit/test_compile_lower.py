@@ -273,6 +273,15 @@ def test_a_depthwise_convolution_joins_the_one_that_makes_its_input(join):
         "conv2d+add+depthwise+add")  # fmt: skip
 
 
+def test_a_pool_joins_the_convolution_that_makes_its_input_and_ends_it(join):
+    stem = nn.Sequential(nn.Conv2d(3, 16, 7, 2, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(16, 16, 3, groups=16))
+    assert kernels(lowered(stem, (1, 3, 23, 23)))[:2] == ["conv2d+add+relu+pool2d", "depthwise+add"]
+    average = nn.Sequential(nn.Hardswish(), nn.Conv2d(8, 16, 1), nn.AvgPool2d(2))
+    (workload,) = (w for w in lowered(average, (1, 8, 8, 8)).workloads() if len(w.anchors) == 2)
+    first, second = workload.stages
+    assert (first.macs, second.macs) == (workload.macs, 0) and second.output.shape == (1, 4, 4, 16)
+
+
 @pytest.mark.parametrize(
     "expand, window",
     [
@@ -282,7 +291,9 @@ def test_a_depthwise_convolution_joins_the_one_that_makes_its_input(join):
         (nn.Conv2d(8, 16, 1, groups=2), nn.Conv2d(16, 16, 3, groups=16)),
         (nn.Conv2d(8, 16, 1), nn.Conv2d(16, 32, 3, groups=16)),
         (nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, groups=8)),
-        (nn.Conv2d(8, 16, 1), nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, groups=16))),
+        (nn.Conv2d(8, 16, 3, padding=1), nn.MaxPool2d(2)),
+        (nn.Conv2d(8, 16, 1), nn.MaxPool2d(9)),  # of the whole image
+        (nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(3)),
         (nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, groups=8)),
     ],
 )
