@@ -285,7 +285,7 @@ class TargetProfile(_Frozen):
     @property
     def joins_windows(self) -> bool:
         """Whether kernels exist that are a convolution and the depthwise one, or the pool, that reads it."""
-        return self.gpu is None and self.dtype == "float32"
+        return self.gpu is None
 
     @property
     def second_cache_bytes(self) -> int:

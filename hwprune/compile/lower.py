@@ -286,6 +286,9 @@ class _Lowering:
             return None
         alone = not any(n.target in ops.ANCHORS for n in group[1:])
         expands = alone and ops.expands(group[0], self.traced.shape, self.lanes)
+        if self.profile.dtype == "float16":  # its kernels read whole vectors of channels
+            read = self.layouts.get(group[0].args[0].name)
+            expands = expands and ops.is_pointwise(group[0], self.traced.shape) and read is not None and read.merged == 1
         return group if expands and ops.is_worth_joining(node, self.traced.shape, self.profile) else None
 
     def _want(self, node: fx.Node, layout: Layout) -> None:

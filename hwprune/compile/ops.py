@@ -262,14 +262,22 @@ def window_of(node: fx.Node, shapes: Shapes) -> Window | None:
 def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
     """Whether ``node`` is a convolution such as makes the channels of an inverted bottleneck: each pixel of all channels at its place,
     or of a window over an image of fewer channels than a vector has elements."""
+    if is_pointwise(node, shapes):
+        return True
+    if not is_convolution(node):
+        return False
+    _, ci, *kernel = shapes(node.args[1].name)
+    return ci == shapes(node.args[0].name)[1] and ci < lanes and kernel != [1, 1]
+
+
+def is_pointwise(node: fx.Node, shapes: Shapes) -> bool:
+    """Whether ``node`` is a convolution that makes each pixel of all channels at its place."""
     if not is_convolution(node):
         return False
     _, ci, kh, kw = shapes(node.args[1].name)
-    if ci != shapes(node.args[0].name)[1]:
-        return False
     stride, padding = _pair(argument(node, 3, "stride"), 1), argument(node, 4, "padding", 0)
-    plain = (kh, kw) == (1, 1) and stride == (1, 1) and not any(_conv_padding(padding, (kh, kw), (1, 1), stride, node))
-    return plain or ((kh, kw) != (1, 1) and ci < lanes)
+    whole = (ci, kh, kw) == (shapes(node.args[0].name)[1], 1, 1)
+    return whole and stride == (1, 1) and not any(_conv_padding(padding, (kh, kw), (1, 1), stride, node))
 
 
 def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> bool:

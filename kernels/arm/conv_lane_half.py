@@ -50,21 +50,25 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         return None
     ranked = [
         (_cost(g, profile, tile, split), Config.make(name, ht=tile[0], wt=tile[1], cov=tile[2], split=split))
-        for tile, split in product(_tiles(g, profile), ("columns", "rows"))
+        for tile, split in product(tiles(g, profile), ("columns", "rows"))
     ]
     ranked.sort(key=lambda item: item[0])
     return [config for _, config in ranked]
 
 
-def _tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
+def tiles(g: gemm.Pixels, profile: TargetProfile) -> list[tuple[int, int, int]]:
     """Register tiles (rows, columns, vectors)."""
     return gemm.even_tiles(g, 8, lambda cov: by_lane.most_pixels(cov, profile, _SPARE))
 
 
 def _cost(g: gemm.Pixels, profile: TargetProfile, tile: tuple[int, int, int], split: str) -> float:
     """Cycles: register tiles of all sizes, threads in step, copies of the border."""
-    cycles = by_lane.tile_cycles(g, profile, *tile, adding_up=_ADDING_UP * _Pieces.of(g).count)
-    return gemm.shared_out(g, profile, cycles, tile, split)
+    return gemm.shared_out(g, profile, tile_cycles(g, profile, *tile), tile, split)
+
+
+def tile_cycles(g: gemm.Pixels, profile: TargetProfile, ht: int, wt: int, cov: int) -> float:
+    """Cycles of register tiles of all sizes."""
+    return by_lane.tile_cycles(g, profile, ht, wt, cov, adding_up=_ADDING_UP * _Pieces.of(g).count)
 
 
 class _Pieces:
@@ -88,10 +92,10 @@ class _Pieces:
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
-    return function(workload, _Builder(workload, profile, config).statements)
+    return function(workload, Builder(workload, profile, config).statements)
 
 
-class _Builder(gemm.Builder):
+class Builder(gemm.Builder):
     def tile(self, place: gemm.Place, block, cov: int) -> None:
         g, pieces, count = self.g, _Pieces.of(self.g), len(place.pixels)
         acc = registers(count, cov, g.lanes, dtype=_HALF)
@@ -102,8 +106,9 @@ class _Builder(gemm.Builder):
             self._group(place, block, acc, staged, (dy, dx, first), channels)
 
         def channels(dy, dx, first, groups, rest: int) -> None:
-            with T.serial(0, groups) as step:
-                group(dy, dx, (first + step) * g.lanes, g.lanes)
+            if whole:
+                with T.serial(0, groups) as step:
+                    group(dy, dx, (first + step) * g.lanes, g.lanes)
             if rest:
                 group(dy, dx, g.ci // g.lanes * g.lanes, rest)
 

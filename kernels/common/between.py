@@ -1,7 +1,8 @@
 """What makes the rows in between, where a kernel is a convolution and the window that reads it; see ``expansion``.
 
 ``Product`` is a 1x1 convolution and ``Windowed`` one with a window of its own, each with tiles of pixels of a row x vectors of
-channels; ``ByLane`` and ``WindowedByLane`` are they on cores whose multiply-add takes one lane of a register for all lanes.
+channels; ``ByLane`` and ``WindowedByLane`` are they on cores whose multiply-add takes one lane of a register for all lanes. In
+float16 there is ``HalfByLane`` only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Iterable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hwprune.kernels.arm import conv_lane_half
 from hwprune.kernels.common import by_lane, depthwise, gemm
 from hwprune.kernels.common.taps import Columns, rows_inside
 from hwprune.kernels.loops import Runs, accumulate, registers, scratch, vector
@@ -69,8 +71,10 @@ class Geometry:
 
 def kind_of(g: Geometry, profile: TargetProfile) -> type["Product"]:
     """What makes the rows."""
+    if g.pointwise and profile.core.lane_broadcast and g.whole_vectors:
+        return HalfByLane if g.window.dtype == "float16" else ByLane
     if g.pointwise:
-        return ByLane if profile.core.lane_broadcast and g.whole_vectors else Product
+        return Product
     return WindowedByLane if profile.core.lane_broadcast and g.plain else Windowed
 
 
@@ -136,6 +140,18 @@ class ByLane(Product):
         if rest:
             group(whole * g.lanes, rest)
         self._write(place, block, cov, acc)
+
+
+class HalfByLane(Product, conv_lane_half.Builder):
+    """The same in float16."""
+
+    @staticmethod
+    def tiles(g: Geometry, profile: TargetProfile) -> list[tuple[int, int]]:
+        return rows_of(conv_lane_half.tiles(g.product, profile))
+
+    @staticmethod
+    def cycles(g: Geometry, profile: TargetProfile, wt: int, cov: int, half: bool) -> float:
+        return conv_lane_half.tile_cycles(g.product, profile, 1, wt, cov)
 
 
 class Windowed(Product):

@@ -44,9 +44,9 @@ class SideBySide(nn.Module):
 class Pairs(nn.Module):
     """A convolution and a depthwise one that reads it, many times side by side."""
 
-    def __init__(self):
+    def __init__(self, names: list[str]):
         super().__init__()
-        self.pairs = nn.ModuleList([Pair(operator, inside) for operator, _, inside in PAIRS.values()])
+        self.pairs = nn.ModuleList([Pair(operator, inside) for operator, _, inside in map(PAIRS.get, names)])
 
     def forward(self, *inputs):
         return tuple(pair(x) for pair, x in zip(self.pairs, inputs))
@@ -154,20 +154,25 @@ def test_tiles_of_two_vectors_of_channels_where_their_number_is_prime(on_board, 
 
 @pytest.mark.parametrize("target, number", [("rpi3", 0), ("rpi4", 1), ("rpi5", 2)])
 def test_joined_convolutions_compute_what_torch_computes(on_board, monkeypatch, target, number):
-    """Each pair by its first schedule, or by another one from the first tenth of the list or the last."""
+    assert check_joined(on_board, monkeypatch, target, number, list(PAIRS), TOLERANCE) == len(PAIRS)
+
+
+def check_joined(on_board, monkeypatch, target, number, names, tolerance) -> int:
+    """Compare pairs with torch, each by its first schedule, or by another one from the first tenth of the list or the last; how many are
+    kernels of both."""
     monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
     torch.manual_seed(number)
-    inputs = tuple(torch.randn(shape) for _, shape, _ in PAIRS.values())
     chosen = []
 
     def pick(offered):
         chosen.append(offered[(0, len(offered) // 10, -1)[number]])
         return chosen[-1]
 
-    found, expected = on_board(target, randomized(Pairs()), inputs, pick)
-    assert sum(c.rule == "expansion" for c in chosen) == len(PAIRS)
-    for name, f, e in zip(PAIRS, found, expected, strict=True):
-        assert relative_error(f, e) < TOLERANCE, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+    inputs = tuple(torch.randn(PAIRS[name][1]) for name in names)
+    found, expected = on_board(target, randomized(Pairs(names)), inputs, pick)
+    for name, f, e in zip(names, found, expected, strict=True):
+        assert relative_error(f, e) < tolerance, f"{name}; schedules: {[c.to_text() for c in chosen]}"
+    return sum(c.rule == "expansion" for c in chosen)
 
 
 # --- float16 ----------------------------------------------------------------------------------------------------
@@ -196,6 +201,12 @@ def test_drawn_shapes_in_float16_compute_what_torch_computes(on_board, seed):
 @pytest.mark.parametrize("number", [0, 3])
 def test_every_schedule_in_float16_computes_what_torch_computes(on_board, number):
     assert any(c.rule == "conv_lane_half" for c in check_schedules(on_board, HALF, number, HALF_TOLERANCE))
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_joined_convolutions_in_float16_compute_what_torch_computes(on_board, monkeypatch, number):
+    names = ["3x3", "3x3_stride_2", "5x5_stride_2_batch", "shortcut", "dilated_max_pool"]
+    assert check_joined(on_board, monkeypatch, HALF, number, names, HALF_TOLERANCE) == len(names)
 
 
 def test_long_reductions_in_float16_are_added_up_in_pieces(on_board):
