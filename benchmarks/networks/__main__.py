@@ -3,8 +3,8 @@
     python -m benchmarks.networks --network 'resnet*' --variant dense --batch 1
 
 Every network is timed in a process of its own. Results are appended to a file of JSON lines, so a run can be killed and
-started again; the page is written from all that the file holds: results/networks.md. Needs torchvision and timm beside
-hwprune and its benchmark extras.
+started again; the page is written from all that the file holds: results/networks.md, or what ``--name`` says, for a machine whose
+results stand beside another's. Needs torchvision and timm beside hwprune and its benchmark extras.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--results", type=Path, default=Path("runs/networks.jsonl"), help="file of JSON lines")
     parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--name", default="networks", help="of the page")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -47,7 +48,7 @@ def main() -> None:
         return
     if not options.page:
         _run(options)
-    print(_page(options.results))
+    print(_page(options.results, options.name))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -110,7 +111,7 @@ def _ratio(record: Record) -> float | None:
     return min(peers) / record["hwprune"] if peers and record.get("hwprune") else None
 
 
-def _page(path: Path) -> Path:
+def _page(path: Path, name: str) -> Path:
     latest: dict[tuple, Record] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)
@@ -137,7 +138,7 @@ def _page(path: Path) -> Path:
         notes.append("Rows are of several commits, each named: a row of an older one says nothing of kernels made since.")
     pictures = []
     if any(_ratio(r) for r in latest.values()):
-        pictures.append(report.RESULTS / "networks.svg")
+        pictures.append(report.RESULTS / f"{name}.svg")
         plots.ratios(_panels(latest, order), pictures[0])
     notes.append(
         "Medians of interleaved rounds, measured; spread: 10th to 90th percentile over the median. Left out: rounds before or after "
@@ -145,7 +146,8 @@ def _page(path: Path) -> Path:
         "contenders; then another machine's work has a part of the cores. Where three in four were such rounds, all of them count. Rows "
         "without that count are from before rounds were watched."
     )
-    return report.write("networks", "Networks beside other engines", "python -m benchmarks.networks", [("Latency", HEADER, rows)], notes, pictures)
+    command = "python -m benchmarks.networks" + ("" if name == "networks" else f" --name {name}")
+    return report.write(name, "Networks beside other engines", command, [("Latency", HEADER, rows)], notes, pictures)
 
 
 def _panels(latest: Mapping[tuple, Record], order: Mapping[str, int]) -> list[tuple[str, list[tuple[str, str, float]]]]:

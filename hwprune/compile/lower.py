@@ -279,7 +279,7 @@ class _Lowering:
 
     def _expansion(self, node: fx.Node, operand: fx.Node) -> list[fx.Node] | None:
         """The kernel of the convolution that makes ``operand``, if ``node`` is a depthwise convolution or a pool that can be a part of it."""
-        if not (self.profile.joins_windows and ops.window_of(node, self.traced.shape) and self.layouts.get(operand.name) == usual(4)):
+        if not (self.profile.joins_windows and ops.slides(node, self.traced.shape) and self.layouts.get(operand.name) == usual(4)):
             return None
         group = self.owner.get(operand.name)
         if group is None or group[-1] is not operand or not self._only_reader(operand, operand):

@@ -201,6 +201,8 @@ def refuse(node: fx.Node, why: str = "") -> UnsupportedOperator:
 _MADE_TWICE = 0.06
 #: Vectors of channels for each thread that are enough to be shared.
 _SHARES = 8
+#: Columns that a window of such a kernel reaches at most: each tap has code of its own, and on some cores a register.
+_WIDEST = 16
 
 # --- anchors ----------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,12 @@ class Window:
     stride: tuple[int, int]
     dilation: tuple[int, int]
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns from the first tap to the last."""
+        rows, columns = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation))
+        return rows, columns
+
 
 def window_of(node: fx.Node, shapes: Shapes) -> Window | None:
     """What a depthwise convolution or a pool makes each result channel of; None for another operator, or for a pool of whole images."""
@@ -259,6 +267,12 @@ def window_of(node: fx.Node, shapes: Shapes) -> Window | None:
     return Window(kernel, _pair(argument(node, 2, "stride"), kernel), _pair(dilation, 1)) if kernel != shapes(node.args[0].name)[2:] else None
 
 
+def slides(node: fx.Node, shapes: Shapes) -> bool:
+    """Whether ``node`` is a depthwise convolution or a pool whose window is not too wide for a kernel with what makes its input."""
+    window = window_of(node, shapes)
+    return window is not None and window.reach[1] <= _WIDEST
+
+
 def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
     """Whether ``node`` is a convolution such as makes the channels of an inverted bottleneck: each pixel of all channels at its place,
     or of a window over an image of fewer channels than a vector has elements."""
@@ -267,7 +281,7 @@ def expands(node: fx.Node, shapes: Shapes, lanes: int) -> bool:
     if not is_convolution(node):
         return False
     _, ci, *kernel = shapes(node.args[1].name)
-    return ci == shapes(node.args[0].name)[1] and ci < lanes and kernel != [1, 1]
+    return ci == shapes(node.args[0].name)[1] and ci < lanes and kernel != [1, 1] and kernel[1] <= _WIDEST
 
 
 def is_pointwise(node: fx.Node, shapes: Shapes) -> bool:
@@ -287,7 +301,7 @@ def is_worth_joining(node: fx.Node, shapes: Shapes, profile: TargetProfile) -> b
     (n, channels, height, width), (_, _, oh, ow) = shapes(node.args[0].name), shapes(node.name)
     window = window_of(node, shapes)
     assert window is not None
-    twice = (profile.threads - 1) * max((window.kernel[0] - 1) * window.dilation[0] + 1 - window.stride[0], 0)
+    twice = (profile.threads - 1) * max(window.reach[0] - window.stride[0], 0)
     far = DTYPE_BYTES[profile.dtype] * n * channels * (height * width + oh * ow) > profile.second_cache_bytes
     return far and (twice <= _MADE_TWICE * height or channels >= _SHARES * profile.threads * profile.lanes)
 

@@ -294,6 +294,7 @@ def test_a_pool_joins_the_convolution_that_makes_its_input_and_ends_it(join):
         (nn.Conv2d(8, 16, 3, padding=1), nn.MaxPool2d(2)),
         (nn.Conv2d(8, 16, 1), nn.MaxPool2d(9)),  # of the whole image
         (nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(3)),
+        (nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, padding=9, dilation=9, groups=16)),  # a window of 19 columns
         (nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, groups=8)),
     ],
 )
