@@ -5,7 +5,8 @@
 
 On a target whose code this machine runs, a network's cost surface is measured as `hwprune measure` does it. For others, the
 kernels of the dense network and of the one with about half of every group are simulated. To be run after every change of the
-kernels, the profiles or the model: what was made before is then no longer used. Results are kept in the store as they come, so
+kernels, the profiles or the model: what was made before is then no longer used, if it was made under another version of them; where a
+kernel changed without one, remove its file first, for simulations begin with what ships. Results are kept in the store as they come, so
 that a run that was cut off goes on where it was.
 """
 

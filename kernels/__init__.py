@@ -47,6 +47,8 @@ def candidates(workload: Workload, profile: TargetProfile, exact: bool = False) 
     CompileError if no rule takes the workload.
     """
     rules = CPU_RULES if profile.gpu is None else CUDA_RULES
+    if len(workload.anchors) > 1:  # the others look at one anchor
+        rules = (expansion,)
     allowed = [rule for rule in rules if _is_exact(rule) or not exact]
     offered = next(filter(None, (rule.candidates(workload, profile) for rule in allowed)), None)
     if offered is None:

@@ -7,7 +7,7 @@ float16 there is ``HalfByLane`` only.
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from typing import Callable, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -15,11 +15,13 @@ from tvm.script.ir_builder import tirx as T
 from hwprune.kernels.arm import conv_lane_half
 from hwprune.kernels.common import by_lane, depthwise, gemm
 from hwprune.kernels.common.taps import Columns, rows_inside
-from hwprune.kernels.loops import Runs, accumulate, registers, scratch, vector
+from hwprune.kernels.loops import Registers, Runs, accumulate, registers, scratch, vector
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
+#: What ``Columns.taps_of`` gives: tap, result of the tile, column.
+Tap = tuple[int, int, int]
 #: Vectors of a tile that takes numbers by lane, and registers that it leaves free on a core that runs in order.
 _MOST_VECTORS, _SPARE_IN_ORDER = 8, 4
 
@@ -78,9 +80,11 @@ def kind_of(g: Geometry, profile: TargetProfile) -> type["Product"]:
     return WindowedByLane if profile.core.lane_broadcast and g.plain else Windowed
 
 
-def rows_of(tiles: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """(pixels, vectors) of those tiles (rows, pixels, vectors) that are of one row."""
-    return sorted({(wt, cov) for ht, wt, cov in tiles if ht == 1})
+def rows_of(tiles: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """(pixels, vectors) of those tiles (rows, pixels, vectors) that are of one row, and the widest where all of so many vectors have more."""
+    found = {(wt, cov) for ht, wt, cov in tiles if ht == 1}
+    of_more = {cov for _, _, cov in tiles} - {cov for _, cov in found}
+    return sorted(found | {max((wt, cov) for _, wt, cov in tiles if cov == own) for own in of_more})
 
 
 def _spare(profile: TargetProfile) -> int:
@@ -176,17 +180,30 @@ class Windowed(Product):
     def _part(self, place: gemm.Place, block, cov: int, inside: bool) -> None:
         g, taps = self.g, list(self.across.taps_of(place.column, place.wt, inside))
         acc = registers(place.wt, cov, g.lanes)
+        add = self._adding(place, block, cov, acc, taps)
         start = place.row * g.strides[0] - self.top
         first, count = rows_inside(start, g.kh, g.dilations[0], self.h)
         with T.serial(0, count) as tap, T.serial(0, g.ci) as k:
             dy = first + tap
+            add(start + dy * g.dilations[0], dy, k)
+        self._write(place, block, cov, acc)
+
+    def _adding(self, place: gemm.Place, block, cov: int, acc: Registers, taps: Sequence[Tap]) -> Callable:
+        """``add(row, dy, k)``: acc += the products of ``taps`` with a row of channel k of the image, which is row ``dy`` of the window."""
+        g, first = self.g, place.column * self.g.strides[1]
+
+        def add(row, dy, k) -> None:
             for dx in range(g.kw):
                 counted = {j: at for own, j, at in taps if own == dx}
-                weights = [self.weight[block + v, dy, dx, k, tirx.Ramp(0, 1, g.lanes)] for v in range(cov)]
                 part = {(n, v): acc[j, v] for n, j in enumerate(counted) for v in range(cov)}
-                place_of = [(start + dy * g.dilations[0], place.column * g.strides[1] + at - self.across.left) for at in counted.values()]
-                accumulate(part, [self._number(place.batch, y, x, k) for y, x in place_of], weights)
-        self._write(place, block, cov, acc)
+                read = [self._number(place.batch, row, first + at - self.across.left, k) for at in counted.values()]
+                accumulate(part, read, self._weights(block, cov, dy, dx, k))
+
+        return add
+
+    def _weights(self, block, cov: int, dy, dx: int, k) -> list[tirx.Expr]:
+        """Of one tap and channel, a vector for each of the tile's."""
+        return [self.weight[block + v, dy, dx, k, tirx.Ramp(0, 1, self.g.lanes)] for v in range(cov)]
 
     def _number(self, batch, y, x, k) -> tirx.Expr:
         return self.source(batch, k, y, x) if self.plain else self.source(batch, y, x, k)
@@ -214,25 +231,23 @@ class WindowedByLane(Windowed):
                 cycles += p.n * p.oh * wide * many * (step * p.kh * p.ci + 3 * w * v / profile.core.fma_per_cycle + 20)
         return cycles
 
-    def _part(self, place: gemm.Place, block, cov: int, inside: bool) -> None:
-        g, lanes, taps = self.g, self.g.lanes, list(self.across.taps_of(place.column, place.wt, inside))
-        starts = by_lane.covering([at for _, _, at in taps], lanes)
+    def _adding(self, place: gemm.Place, block, cov: int, acc: Registers, taps: Sequence[Tap]) -> Callable:
+        starts = by_lane.covering([at for _, _, at in taps], self.g.lanes)
         if not starts:
-            return super()._part(place, block, cov, inside)
-        acc, staged = registers(place.wt, cov, lanes), {start: scratch((lanes,), self.workload.dtype) for start in starts}
-        left, top = place.column * g.strides[1] - self.across.left, place.row * g.strides[0] - self.top
-        first, count = rows_inside(top, g.kh, g.dilations[0], self.h)
-        with T.serial(0, count) as tap, T.serial(0, g.ci) as k:
-            dy = first + tap
+            return super()._adding(place, block, cov, acc, taps)
+        g, left = self.g, place.column * self.g.strides[1] - self.across.left
+        staged = {start: scratch((g.lanes,), self.workload.dtype) for start in starts}
+
+        def add(row, dy, k) -> None:
             for start, buffer in staged.items():
-                row = lambda lane, start=start: self._number(place.batch, top + dy * g.dilations[0], left + start + lane, k)
-                vector(buffer, 0, row, lanes)
+                vector(buffer, 0, lambda lane, start=start: self._number(place.batch, row, left + start + lane, k), g.lanes)
             for dx in range(g.kw):
-                weights = [T.Bind(self.weight[block + v, dy, dx, k, tirx.Ramp(0, 1, lanes)]) for v in range(cov)]
-                for _, j, at in (t for t in taps if t[0] == dx):
+                weights = [T.Bind(weight) for weight in self._weights(block, cov, dy, dx, k)]
+                for _, j, at in (tap for tap in taps if tap[0] == dx):
                     start = max(s for s in starts if s <= at)
                     by_lane.add([acc[j, v] for v in range(cov)], staged[start], at - start, weights)
-        self._write(place, block, cov, acc)
+
+        return add
 
 
 def _vectors_of(g: Geometry, wt: int) -> Sequence[int]:

@@ -70,8 +70,10 @@ def add(acc: Sequence[tirx.Buffer], staged: tirx.Buffer, lane: int, weights: Seq
 
 def covering(columns: Sequence[int], lanes: int) -> list[int]:
     """Where vectors begin that hold ``columns``, none of them beyond the last one; none at all where a vector does not fit."""
-    found: list[int] = []
+    if not columns or max(columns) - min(columns) < lanes - 1:
+        return []
+    found, last = [min(columns)], max(columns) - lanes + 1
     for at in sorted(set(columns)):
-        if max(columns) - min(columns) >= lanes - 1 and (not found or at >= found[-1] + lanes):
-            found.append(min(at, max(columns) - lanes + 1))
+        if at >= found[-1] + lanes:
+            found.append(min(at, last))
     return found

@@ -49,18 +49,18 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
 
 def _with_windows(g: Geometry, profile: TargetProfile, params: dict) -> list[tuple[float, Config]]:
     """Cycles and configuration of each depthwise tile that goes with a tile of the convolution, spread out among other tiles'."""
-    offered = []
-    for pixels, vectors in g.windows(profile, params["cov"], "half" in params):
-        own = {**params, "pixels": pixels, "vectors": vectors}
-        offered.append((_cost(g, profile, **own), Config.make(name, **own)))
+    offered, half = [], "half" in params
+    product_cycles = kind_of(g, profile).cycles(g, profile, params["wt"], params["cov"], half)
+    for pixels, vectors in g.windows(profile, params["cov"], half):
+        cost = _cost(g, profile, product_cycles, params["cov"], pixels, vectors, params["split"])
+        offered.append((cost, Config.make(name, **params, pixels=pixels, vectors=vectors)))
     offered.sort(key=lambda item: item[0])
     return [(cost * (1 + _SPREAD * i), config) for i, (cost, config) in enumerate(offered)]
 
 
-def _cost(g: Geometry, profile: TargetProfile, wt: int, cov: int, pixels: int, vectors: int, split: str, half: int = 0) -> float:
-    """Cycles of both stages, each as its own rule reckons it, and of rows that two threads make."""
+def _cost(g: Geometry, profile: TargetProfile, first: float, cov: int, pixels: int, vectors: int, split: str) -> float:
+    """Cycles of both stages, of which ``first`` are the convolution's, and of rows that two threads make."""
     threads, oh = profile.threads, g.window.oh
-    first = kind_of(g, profile).cycles(g, profile, wt, cov, bool(half))
     second = depthwise.tile_cycles(g.window, profile, pixels, vectors)
     if DTYPE_BYTES[g.window.dtype] * g.kept * g.width * cov * profile.lanes > profile.memory.l1d_bytes:
         second *= _FROM_SECOND

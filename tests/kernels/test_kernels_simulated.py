@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from benchmarks.incore import convolution, profile_of
+from joined_pairs import joined
 from torch import nn
 
 from hwprune.compile import ops
@@ -52,7 +53,7 @@ def test_multiply_adds_of_joined_convolutions_are_those_of_both(core, monkeypatc
     monkeypatch.setattr(ops, "is_worth_joining", lambda *_: True)
     profile = profile_of(core)
     pair = nn.Sequential(nn.Hardswish(), nn.Conv2d(18, 40, 1), nn.ReLU6(), nn.Conv2d(40, 40, 3, padding=1, groups=40))
-    (workload,) = (w for w in lower(trace(pair.eval(), torch.zeros(1, 18, 11, 13)), profile).workloads() if len(w.anchors) == 2)
+    (workload,) = joined(lower(trace(pair.eval(), torch.zeros(1, 18, 11, 13)), profile))
     shared = [c for c in candidates(workload, profile) if c["split"] == "channels"]
     for config in (shared[0], shared[-1]):
         expected = 10 * (11 * 13 * 18 + (3 * 11 - 2) * (3 * 13 - 2))

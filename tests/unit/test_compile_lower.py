@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from joined_pairs import joined
 from torch import nn
 
 from hwprune.compile import ops
@@ -311,8 +312,7 @@ def test_what_is_read_twice_or_is_a_result_stays_a_value_of_its_own(join):
 
 
 def _inverted_on(target: str) -> list:
-    network = lower(trace(_Inverted().eval(), torch.zeros(1, 8, 9, 9)), load_file(shipped_folder() / f"{target}.toml"))
-    return [w for w in network.workloads() if len(w.anchors) == 2]
+    return joined(lower(trace(_Inverted().eval(), torch.zeros(1, 8, 9, 9)), load_file(shipped_folder() / f"{target}.toml")))
 
 
 def test_on_a_gpu_the_two_stay_apart(join):
@@ -347,12 +347,12 @@ def test_the_two_are_joined_where_near_caches_do_not_hold_them_and_few_rows_are_
 def test_threads_with_channels_enough_share_them_and_join_the_two_however_many_rows_a_window_takes():
     profile = PROFILE.model_copy(update={"threads": 2})
 
-    def joined(channels: int) -> bool:
+    def are(channels: int) -> bool:
         layer = nn.Sequential(nn.Hardswish(), nn.Conv2d(8, channels, 1), nn.Conv2d(channels, channels, 5, padding=2, groups=channels))
-        return any(len(w.anchors) == 2 for w in lower(trace(layer.eval(), torch.zeros(1, 8, 40, 40)), profile).workloads())
+        return bool(joined(lower(trace(layer.eval(), torch.zeros(1, 8, 40, 40)), profile)))
 
     # eight vectors of eight channels for each of two threads
-    assert joined(128) and not joined(120)
+    assert are(128) and not are(120)
 
 
 def test_what_threads_have_of_second_caches_is_one_where_there_is_no_third():

@@ -28,7 +28,7 @@ def alive_at(steps: list[Step], outside: set[str], now: int) -> list[Step]:
     ]  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(programs())
 def test_values_alive_together_never_overlap(program):
     steps, inputs, outputs = program
@@ -41,7 +41,7 @@ def test_values_alive_together_never_overlap(program):
         assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(programs())
 def test_offsets_are_aligned_and_inside_the_workspace(program):
     steps, inputs, outputs = program
@@ -53,7 +53,7 @@ def test_offsets_are_aligned_and_inside_the_workspace(program):
             assert plan.offsets[step.name] + step.size_bytes <= plan.workspace_bytes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(programs())
 def test_workspace_is_between_what_lives_at_once_and_the_sum_of_all(program):
     steps, inputs, outputs = program

@@ -17,7 +17,7 @@ from hwprune.testing.rules import random_units
 step = st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 11), st.integers(0, 11))
 
 
-@settings(max_examples=settings().max_examples // 4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(step, min_size=2, max_size=8), st.integers(0, 1), st.integers(0, 2**16))
 def test_proof_of_a_random_network_holds(steps, head, seed):
     torch.manual_seed(seed)
