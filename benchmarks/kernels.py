@@ -37,14 +37,14 @@ from hwprune.workload import TensorSpec, Workload
 
 NETWORKS = ("resnet50", "mobilenet_v2")
 HEADER = (
-    "network", "call", "kernel", "rule", "in network us", "alone us", "share", "direct GFLOP/s", "GFLOP/s", "of peak", "weights kB",
+    "network", "call", "kernel", "rule", "in network us", "median us", "alone us", "share", "direct GFLOP/s", "GFLOP/s", "of peak", "weights kB",
     "from", "activations kB", "from", "GB/s", "of bandwidth", "FLOP/byte", "bound", "transforms us", "launches us", "attainable us",
     "of attainable", "lanes in use",
 )  # fmt: skip
-SUMMARY = ("network", "kernels", "calls", "us", "share", "attainable us", "of attainable", "of peak")
+SUMMARY = ("network", "kernels", "calls", "us", "median us", "share", "attainable us", "of attainable", "of peak")
 
-#: The quantile over rounds that counts as a kernel's latency: a machine that others use, too, disturbs single rounds.
-_QUANTILE = 0.25
+#: Rounds of a network's calls, at least, however few fit into the time given.
+_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Machine:
 
     def level_of(self, size_bytes: float) -> str:
         """The nearest level of memory behind L1 that holds so much."""
-        memory = self.profile.memory
-        if size_bytes <= self.profile.threads * memory.l2_bytes:
+        if size_bytes <= self.profile.second_cache_bytes:
             return "l2"
         return "l3" if size_bytes <= self.l3_bytes and "l3" in self.read_per_us else "dram"
 
@@ -102,6 +101,7 @@ class Kernel:
     workload: Workload
     config: Config
     us: float
+    median_us: float
     alone_us: float
     multiplied: float
     weights: int
@@ -138,8 +138,8 @@ class Kernel:
         rate = moved / self.us / 1e3
         multiplied, direct = (2 * macs / self.us / 1e3 for macs in (self.multiplied, self.workload.macs))
         return (
-            self.network, self.call, f"{self.kind} {_shape(self.workload)}", _rule(self.config), f"{self.us:.1f}", f"{self.alone_us:.1f}",
-            f"{self.us / total_us:.1%}", f"{direct:.0f}", f"{multiplied:.0f}", f"{self.compute_us / self.us:.0%}",
+            self.network, self.call, f"{self.kind} {_shape(self.workload)}", _rule(self.config), f"{self.us:.1f}", f"{self.median_us:.1f}",
+            f"{self.alone_us:.1f}", f"{self.us / total_us:.1%}", f"{direct:.0f}", f"{multiplied:.0f}", f"{self.compute_us / self.us:.0%}",
             f"{self.weights / 1e3:.0f}", self.weights_from, f"{self.activations / 1e3:.0f}", self.activations_from, f"{rate:.1f}",
             f"{self.memory_us / self.us:.0%}", f"{2 * self.multiplied / moved:.1f}", self.bound, f"{self.transform_us:.1f}",
             f"{self.launches_us:.1f}", f"{self.attainable_us:.1f}", f"{self.fraction:.0%}", f"{self.lanes_in_use:.0%}",
@@ -149,28 +149,30 @@ class Kernel:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", action="append", choices=NETWORKS, help="may be repeated; both by default")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=30.0, help="over which the rounds of a network are spread (default: 30)")
+    parser.add_argument("--name", default="kernels", help="of the page, for a machine whose figures stand beside another's")
     parser.add_argument("--store", type=Path, help="measurement store with the tuned schedules")
     options = parser.parse_args()
     profile = load_target("native")
     probed, timings = [probe_program.run_here(profile)], []
     for name in options.network or NETWORKS:
-        timings.append(timed_network(name, profile, options.rounds, options.store))
+        timings.append(timed_network(name, profile, options.seconds, options.store))
         probed.append(probe_program.run_here(profile))
     results = calmest(probed)
     machine = Machine.of(results, profile)
-    print(_write([k for timing in timings for k in kernels_of(timing, machine)], results))
+    print(_write([k for timing in timings for k in kernels_of(timing, machine)], results, options.name))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of a network: of each call its name, workload, schedule, microseconds within and alone."""
+    """What was measured of a network: of each call its name, workload and schedule, and microseconds: the least and the median within
+    the network, the least alone."""
 
     network: str
-    calls: list[tuple[str, Workload, Config, float, float]]
+    calls: list[tuple[str, Workload, Config, float, float, float]]
 
 
-def timed_network(name: str, profile: TargetProfile, rounds: int, store: Path | None) -> Timing:
+def timed_network(name: str, profile: TargetProfile, seconds: float, store: Path | None) -> Timing:
     """Every call of the network, compiled with tuned kernels."""
     module, x = build(name, "dense", 1)
     network = lower(trace(module, x), profile)
@@ -179,16 +181,16 @@ def timed_network(name: str, profile: TargetProfile, rounds: int, store: Path | 
         cost.measure(network.workloads(), "tune")
         picked = [cost.pick(e.workload) for e in emitted]
         program = runtime.load(build_artifact(network, profile, cost.pick, Path(folder, "artifact")))
-        within, alone = timed(program, rounds)
+        times = timed(program, seconds)
     names, workloads = [call.name for call in network.calls], [e.workload for e in emitted]
-    return Timing(name, list(zip(names, workloads, picked, within, alone)))
+    return Timing(name, list(zip(names, workloads, picked, *times)))
 
 
 def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
     """The calls beside what ``machine`` could do."""
-    weights_from = machine.level_of(sum(_split(workload, config)[0] for _, workload, config, _, _ in timing.calls))
+    weights_from = machine.level_of(sum(_split(workload, config)[0] for _, workload, config, *_ in timing.calls))
     kernels = []
-    for call, workload, config, us, alone_us in timing.calls:
+    for call, workload, config, *us in timing.calls:
         weights, activations = _split(workload, config)
         # What the kernel before wrote is near if it fits there beside what streams through.
         activations_from = machine.level_of(activations + weights)
@@ -198,7 +200,7 @@ def kernels_of(timing: Timing, machine: Machine) -> list[Kernel]:
         compute_us, transform_us = (2 * n / machine.flops_per_us for n in (multiplied, transform_operations(workload, config)))
         launches_us = machine.launch_us * _launches(workload, config, machine.profile)
         kernels.append(
-            Kernel(timing.network, call, workload, config, us, alone_us, multiplied, weights, activations, weights_from,
+            Kernel(timing.network, call, workload, config, *us, multiplied, weights, activations, weights_from,
                    activations_from, compute_us, transform_us, memory_us, launches_us, _lanes_in_use(workload, config))
         )  # fmt: skip
     return kernels
@@ -209,16 +211,17 @@ def _launches(workload: Workload, config: Config, profile: TargetProfile) -> int
     return primfunc(workload, profile, config).script().count(" T.parallel(")
 
 
-def timed(program: runtime.Program, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Microseconds of each call within the network, and of each by itself over and over; both of shape [calls]."""
-    count = program.profile_us(runs=3).shape[1]
-    within, alone = np.zeros((rounds, count)), np.zeros((rounds, count))
-    for r in range(rounds):
-        within[r] = program.profile_us(runs=3).min(axis=0)
-        if r % 2 == 0:  # alone it is calmer
-            alone[r : r + 2] = [np.quantile(program.time_call_us(i, runs=6), 0.25) for i in range(count)]
-        time.sleep(0.02)
-    return np.quantile(within, _QUANTILE, axis=0), np.quantile(alone, _QUANTILE, axis=0)
+def timed(program: runtime.Program, seconds: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Microseconds of each call in rounds spread over ``seconds``: the least and the median within the network, and the least of each by
+    itself over and over; all of shape [calls]."""
+    within, alone = [], []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(alone) < _ROUNDS:
+        runs = program.profile_us(runs=4)
+        within += list(runs)
+        alone.append([program.time_call_us(call, runs=6).min() for call in range(runs.shape[1])])
+        time.sleep(0.01)
+    return np.min(within, axis=0), np.median(within, axis=0), np.min(alone, axis=0)
 
 
 def _split(workload: Workload, config: Config) -> tuple[int, int]:
@@ -294,12 +297,12 @@ def _summary(kernels: Sequence[Kernel]) -> Iterator[tuple]:
         total = sum(k.us for k in mine)
         kinds = sorted({k.kind for k in mine}, key=lambda kind: -sum(k.us for k in mine if k.kind == kind))
         for label, some in [("all", mine), *((kind, [k for k in mine if k.kind == kind]) for kind in kinds)]:
-            us, attainable = sum(k.us for k in some), sum(k.attainable_us for k in some)
-            yield (name, label, len(some), f"{us:.0f}", f"{us / total:.0%}", f"{attainable:.0f}", f"{attainable / us:.0%}",
+            us, median, attainable = (sum(getattr(k, what) for k in some) for what in ("us", "median_us", "attainable_us"))
+            yield (name, label, len(some), f"{us:.0f}", f"{median:.0f}", f"{us / total:.0%}", f"{attainable:.0f}", f"{attainable / us:.0%}",
                    f"{sum(k.compute_us for k in some) / us:.0%}")  # fmt: skip
 
 
-def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
+def _write(kernels: Sequence[Kernel], results: ProbeResults, name: str = "kernels") -> Path:
     totals = {k.network: sum(other.us for other in kernels if other.network == k.network) for k in kernels}
     rows = [k.row(totals[k.network]) for k in kernels]
     lost = sorted(kernels, key=lambda k: k.attainable_us - k.us)[:15]
@@ -314,11 +317,11 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         (f"{what} {level} GB/s", *(_figure(rate) for rate in (reach.one_core, reach.all_threads)))
         for what, bandwidth in rates for level in ("l1", "l2", "l3", "dram") if (reach := getattr(bandwidth, level)) is not None
     ]  # fmt: skip
-    picture = report.RESULTS / "kernels.svg"
-    plots.layers([(name, [k for k in kernels if k.network == name]) for name in totals], picture)
+    picture = report.RESULTS / f"{name}.svg"
+    plots.layers([(network, [k for k in kernels if k.network == network]) for network in totals], picture)
     notes = [
-        "in network: lower quartile over rounds of each kernel's time within runs of the whole network; alone: the same kernel run "
-        "over and over. direct GFLOP/s counts the multiplications of a direct convolution, GFLOP/s those that Winograd kernels really do.",
+        "in network: the least of each kernel's times within runs of the whole network, as rates of the machine are the best of the probe's: "
+        "what it takes where nothing else disturbs it; median: of the same times; alone: the least of the same kernel run over and over. direct GFLOP/s counts the multiplications of a direct convolution, GFLOP/s those that Winograd kernels really do.",
         "attainable: the longer of arithmetic at the measured peak (multiplications, and with Winograd the operations of its transforms, "
         "transforms us) and bytes at the measured bandwidths, each byte moved once, and the starts of the threads, launches us, as the "
         "probe measures them; of peak counts multiplications only; what writing takes is what a copy takes beyond its reading. lanes in use: of the vectors of results, the rest is padding, "
@@ -332,8 +335,8 @@ def _write(kernels: Sequence[Kernel], results: ProbeResults) -> Path:
         ("Machine", ("figure", "one core", "all threads"), facts), ("Summary", SUMMARY, list(_summary(kernels))),
         ("Most time lost", HEADER, [k.row(totals[k.network]) for k in lost]), ("Calls", HEADER, rows),
     ]  # fmt: skip
-    command = "python -m benchmarks.kernels"
-    return report.write("kernels", "Kernels beside what the machine can do", command, tables, notes, pictures=[picture])
+    command = "python -m benchmarks.kernels" + ("" if name == "kernels" else f" --name {name}")
+    return report.write(name, "Kernels beside what the machine can do", command, tables, notes, pictures=[picture])
 
 
 def _figure(rate) -> str:

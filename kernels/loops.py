@@ -144,6 +144,14 @@ class Runs:
         self.sizes = shared(extent, self.count)
         self.largest = self.sizes[0][1]
 
+    def start(self, number: int | tirx.Expr) -> int | tirx.Expr:
+        """Where tile ``number`` begins; the extent itself for the number after the last."""
+        (larger, size), *rest = self.sizes
+        if not rest:
+            return number * size
+        least = tirx.min if isinstance(number, tirx.Expr) else min
+        return number * rest[0][1] + least(number, larger)
+
     def each(self, body: Callable[[tirx.Expr, int], None], part: tuple[tirx.Expr, int] | None = None) -> None:
         """``body(start, size)`` in a loop over the tiles.
 

@@ -4,9 +4,9 @@ input tile d -> B'dB, one element a matrix; each matrix times its transformed we
 G g G' are transformed when the network is compiled. F(4,3) multiplies a quarter of what a direct convolution does,
 F(2,3) 4/9. Rounding errors grow with m: the rule is not exact (``hwprune compile --exact`` leaves it out).
 
-Two partitions for the threads: ``tiles``, where a task takes rows of tiles through all three steps in cache, and
-``phases``, where each step is shared out by itself (transforms by channels, products by matrices), so that every
-weight is read once in all.
+Three partitions for the threads: ``tiles``, where a task takes rows of tiles through all three steps in cache; ``shares``,
+where each thread does so with its share of all tiles, cut where register tiles end; and ``phases``, where each step is shared
+out by itself (transforms by channels, products by matrices), so that every weight is read once in all.
 
 Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
 """
@@ -65,8 +65,9 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     for m in (4, 2):
         base = _Geometry(workload, m)
         for split, rows in _partitions(base, profile):
-            tiles = base.tiles if split == "phases" else rows * base.tw
-            for wt, cov in _register_tiles(base, tiles, profile)[:3]:
+            tiles = rows * base.tw if split == "tiles" else base.tiles
+            parts = profile.threads if split == "shares" else 1
+            for wt, cov in _register_tiles(base, tiles, profile, parts)[:3]:
                 config = Config.make(name, m=m, split=split, rows=rows, wt=wt, cov=cov)
                 offered.append((_cost(base, profile, split, rows, wt, cov), config))
     offered.sort(key=lambda item: item[0])
@@ -157,16 +158,26 @@ def _partitions(g: _Geometry, profile: TargetProfile):
         tasks = g.out[0] * g.th // rows
         if scratch <= fits and (tasks >= profile.threads or rows == g.th):
             yield "tiles", rows
+    if g.out[0] == 1 and g.tiles >= profile.threads and g.th % profile.threads:  # else rows of tiles are as equal shares
+        if 4 * g.alpha**2 * -(-g.tiles // profile.threads) * (g.ci + g.blocks * g.lanes) <= fits:
+            yield "shares", g.th
     yield "phases", g.th
 
 
-def _register_tiles(g: _Geometry, tiles: int, profile: TargetProfile) -> list[tuple[int, int]]:
-    """(tiles, vectors of output channels) of a product's accumulators, the cheapest first."""
+def _register_tiles(g: _Geometry, tiles: int, profile: TargetProfile, parts: int = 1) -> list[tuple[int, int]]:
+    """(tiles, vectors of output channels) of a product's accumulators, the cheapest first for the largest of ``parts`` shares."""
     registers = profile.core.vector_registers - 2
     sizes = {(wt, cov) for wt in range(1, min(tiles, 16) + 1) for cov in range(1, min(g.blocks, 6) + 1)
              if wt * cov + cov <= registers}
     even = {(Runs(tiles, wt).largest, Runs(g.blocks, cov).largest) for wt, cov in sizes}
-    return sorted(even, key=lambda size: (_product_cost(g, tiles, size, profile), -size[0]))
+    return sorted(even, key=lambda size: (_product_cost(g, _largest_share(tiles, size[0], parts), size, profile), -size[0]))
+
+
+def _largest_share(tiles: int, wt: int, parts: int) -> int:
+    """Of ``tiles`` that ``parts`` threads share where register tiles of ``wt`` end."""
+    runs = Runs(tiles, wt)
+    ends = [runs.start(runs.count * part // parts) for part in range(parts + 1)]
+    return max(high - low for low, high in zip(ends, ends[1:]))
 
 
 def _product_cost(g: _Geometry, tiles: int, size: tuple[int, int], profile: TargetProfile) -> float:
@@ -185,8 +196,11 @@ def _cost(g: _Geometry, profile: TargetProfile, split: str, rows: int, wt: int, 
     """Cycles of a configuration: products while weights stream in, transforms, starts of tiles and of threads."""
     core, memory, threads = profile.core, profile.memory, profile.threads
     phases = split == "phases"
-    tiles = g.tiles if phases else rows * g.tw
-    share = 1 / threads if phases else math.ceil(g.out[0] * g.th // rows / threads)
+    if split == "shares":
+        tiles, share = _largest_share(g.tiles, wt, threads), 1.0
+    else:
+        tiles = g.tiles if phases else rows * g.tw
+        share = 1 / threads if phases else math.ceil(g.out[0] * g.th // rows / threads)
     starts = g.alpha**2 * Runs(tiles, wt).count * Runs(g.blocks, cov).count
     products = (g.alpha**2 * g.ci * _product_cost(g, tiles, (wt, cov), profile) + 20 * starts) * share
     transforms = 3 * tiles * (g.ci_vectors + g.blocks) * g.alpha**2 * share
@@ -216,7 +230,7 @@ class _Builder:
         self.workload, self.config = workload, config
         self.wt, self.cov, self.rows = int(config["wt"]), int(config["cov"]), int(config["rows"])
         self.level = fetch_level(4 * g.ci * self.cov * g.lanes, profile)
-        self.line_bytes = profile.memory.line_bytes
+        self.line_bytes, self.threads = profile.memory.line_bytes, profile.threads
         self.ci_lanes, self.co_lanes = g.ci_vectors * g.lanes, g.blocks * g.lanes
         if g.th % self.rows:
             raise Infeasible(f"{config.to_text()}: {g.th} rows of tiles do not divide by {self.rows}")
@@ -229,10 +243,7 @@ class _Builder:
         self.result, self.weight = output, inputs[self.workload.anchor.args[1]]
         self.tile, self.at = None, None  # the result tile in registers, and where in it the epilogue reads
         self.epilogue = expression(self.workload, inputs, self._anchor)
-        if self.config["split"] == "phases":
-            self._phases()
-        else:
-            self._tasks()
+        {"phases": self._phases, "shares": self._shares, "tiles": self._tasks}[self.config["split"]]()
 
     def _anchor(self, call, values) -> Value:
         self.source, self.extent = values[call.args[0]]
@@ -260,6 +271,26 @@ class _Builder:
             with T.serial(0, rows) as r, T.serial(0, g.tw) as x, T.serial(0, g.blocks) as o:
                 self._transform_output(products, (r * g.tw + x) * self.co_lanes + o * g.lanes, batch, first + r, x, o)
 
+    def _shares(self) -> None:
+        g, threads = self.g, self.threads
+        runs = Runs(g.tiles, self.wt)
+        most = _largest_share(g.tiles, self.wt, threads)
+        with T.parallel(threads) as thread:
+            first, after = (runs.start(tirx.floordiv((thread + n) * runs.count, threads)) for n in (0, 1))
+            top = first // g.tw
+            border = T.alloc_buffer((min(-(-most // g.tw) + 1, g.th) * g.m + 2, g.tw * g.m + 2, self.ci_lanes), FLOAT)
+            v = self._matrices(most, self.ci_lanes)
+            self._copy(border, 0, top, 0, g.ci_vectors, ((after - 1) // g.tw - top + 1) * g.m + 2)
+            with T.serial(0, after - first) as tile, T.serial(0, g.ci_vectors) as c:
+                row, column = (first + tile) // g.tw, (first + tile) % g.tw
+                self._transform_input(border, row - top, column, c, v, tile * self.ci_lanes + c * g.lanes)
+            products = self._matrices(most, self.co_lanes)
+            with T.serial(0, g.alpha**2) as xi:
+                self._product(xi, g.tiles, v, products, (thread, threads), first)
+            with T.serial(0, after - first) as tile, T.serial(0, g.blocks) as o:
+                row, column = (first + tile) // g.tw, (first + tile) % g.tw
+                self._transform_output(products, tile * self.co_lanes + o * g.lanes, 0, row, column, o)
+
     def _phases(self) -> None:
         g = self.g
         v, products = self._matrices(g.tiles, self.ci_lanes), self._matrices(g.tiles, self.co_lanes)
@@ -277,13 +308,13 @@ class _Builder:
                 tile = (batch * g.th + y) * g.tw + x
                 self._transform_output(products, tile * self.co_lanes + o * g.lanes, batch, y, x, o)
 
-    def _copy(self, border, batch, first_row, first_vector, vectors: int) -> None:
-        """Rows of the input with their border, from tile row ``first_row`` on."""
+    def _copy(self, border, batch, first_row, first_vector, vectors: int, rows: tirx.Expr | None = None) -> None:
+        """Rows of the input with their border, from tile row ``first_row`` on: all that ``border`` holds, or only ``rows``."""
         g = self.g
         top, left, _, _ = self.workload.anchor["padding"]
         _, h, w, _ = self.extent
         height, width = int(border.shape[0]), int(border.shape[1])
-        with T.serial(0, height) as y, T.serial(0, width) as x, T.serial(0, vectors) as c:
+        with T.serial(0, height if rows is None else rows) as y, T.serial(0, width) as x, T.serial(0, vectors) as c:
             row, column = first_row * g.m + y - top, x - left
             inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
 
@@ -331,12 +362,14 @@ class _Builder:
 
         vector(self.result, (batch, y, x, channel), value, self.g.lanes)
 
-    def _product(self, xi, tiles: int, v, products) -> None:
+    def _product(self, xi, tiles: int, v, products, part=None, first: tirx.Expr | int = 0) -> None:
+        """Product number ``xi`` of ``tiles``, or of those of one thread, of whose matrices tile ``first`` is the first."""
         rows, columns = Runs(tiles, self.wt), Runs(self.g.blocks, self.cov)
+        passes = rows.count if part is None else max(1, rows.count // part[1])
 
         def panel(block, cov: int) -> None:
-            ahead = Ahead(self.weight, cov * self.g.lanes, self.g.ci, rows.count, self.line_bytes)
-            rows.numbered(lambda tile, wt, number: self._micro(xi, tile, number, block, wt, cov, v, products, ahead))
+            ahead = Ahead(self.weight, cov * self.g.lanes, self.g.ci, passes, self.line_bytes)
+            rows.numbered(lambda tile, wt, number: self._micro(xi, tile - first, number, block, wt, cov, v, products, ahead), part)
 
         columns.each(panel)
 

@@ -52,10 +52,23 @@ def picker(profile, m: int, split: str):
     [(8, 1, (13, 11), 19, 1, 37), (8, 2, (8, 12), 16, 0, 24), (16, 1, (7, 9), 33, 2, 48), (4, 3, (6, 5), 7, 1, 5)],
 )
 def test_winograd_computes_what_torch_does(usable, tmp_path, lanes, batch, size, width, padding, outputs, m, split):
-    profile = usable(lanes)
+    check(usable(lanes), tmp_path, m, split, batch, size, width, padding, outputs)
+
+
+@pytest.mark.parametrize(
+    "lanes, threads, size, width, padding, outputs, m",
+    [(8, 2, (13, 11), 19, 1, 37, 2), (8, 3, (15, 17), 16, 0, 24, 4), (16, 2, (18, 9), 33, 2, 48, 4), (4, 3, (10, 5), 7, 1, 5, 2), (8, 3, (5, 8), 8, 1, 8, 4)],
+)
+def test_threads_share_tiles_that_rows_cannot_be_cut_into(usable, tmp_path, lanes, threads, size, width, padding, outputs, m):
+    profile = usable(lanes).model_copy(update={"threads": threads, "cores": threads})
+    check(profile, tmp_path, m, "shares", 1, size, width, padding, outputs)
+
+
+def check(profile, folder, m, split, batch, size, width, padding, outputs) -> None:
+    """Both convolutions of the block by Winograd schedules of that kind, against torch."""
     module, x = randomized(Block(width, padding, outputs)), torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     network = lower(trace(module, (x,)), profile)
-    artifact = build_artifact(network, profile, picker(profile, m, split), tmp_path / "artifact")
+    artifact = build_artifact(network, profile, picker(profile, m, split), folder / "artifact")
     used = [k["schedule"] for k in json.loads((artifact / "manifest.json").read_text())["kernels"].values()]
     assert sum((k["rule"], k.get("m"), k.get("split")) == ("winograd", m, split) for k in used) == 2
     (found,), (expected,) = run(runtime.load(artifact), (x,)), exact(module, (x,))

@@ -27,7 +27,7 @@ def timing():
     emitted = lower(trace(net.eval(), torch.zeros(1, 32, 10, 10)), profile).emitted()
     assert emitted[0].workload.macs == 10 * 10 * 32 * 32 * 9
     configs = [Config.make("winograd", m=4, split="phases", rows=3, wt=1, cov=1), *(candidates(e.workload, profile)[0] for e in emitted[1:])]
-    return kernels.Timing("net", [(f"call{i}", e.workload, c, 100.0, 50.0) for i, (e, c) in enumerate(zip(emitted, configs))])
+    return kernels.Timing("net", [(f"call{i}", e.workload, c, 100.0, 120.0, 50.0) for i, (e, c) in enumerate(zip(emitted, configs))])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_convolution_with_its_depthwise_one_is_both(monkeypatch):
     net = nn.Sequential(nn.Conv2d(8, 19, 1), nn.ReLU(), nn.Conv2d(19, 19, 3, 2, 1, groups=19))
     profile = target.load("x86")
     (workload,) = (w for w in lower(trace(nn.Sequential(nn.Hardswish(), net).eval(), torch.zeros(1, 8, 6, 6)), profile).workloads() if w.macs)
-    kernel = kernels.Kernel("net", "call", workload, candidates(workload, profile)[0], *[1.0] * 12)
+    kernel = kernels.Kernel("net", "call", workload, candidates(workload, profile)[0], *[1.0] * 13)
     assert kernel.kind == "conv 1x1 + depthwise 3x3" and kernels._shape(workload) == "8>19 at 6x6 + 24 at 3x3 /2"
     assert kernels._lanes_in_use(workload, Config.make("expansion")) == pytest.approx(19 / 24)
 
