@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Callable, Mapping, Protocol, Sequence
+from typing import Callable, Hashable, Mapping, Protocol, Sequence
 
 import numpy as np
 from tvm import s_tir, tirx
@@ -76,6 +76,17 @@ class Rule(Protocol):
 
 def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def varied(offered: Sequence[tuple[float, Hashable, Config]], step: float) -> list[Config]:
+    """Configurations by (cost, kind), the cheapest first, but variants of one kind spread out: each further one of a kind counts as
+    ``step`` of its cost more, for few are tried, and a model of costs tells some differences better than others."""
+    seen: dict[Hashable, int] = {}
+    spread = []
+    for cost, kind, config in sorted(offered, key=lambda item: item[0]):
+        spread.append((cost * (1 + step * seen.get(kind, 0)), config))
+        seen[kind] = seen.get(kind, 0) + 1
+    return [config for _, config in sorted(spread, key=lambda item: item[0])]
 
 
 def block_or_none(sch: s_tir.Schedule, name: str):

@@ -15,16 +15,21 @@ from tvm import s_tir, tirx
 from hwprune.errors import Infeasible
 from hwprune.kernels.compute import compute
 from hwprune.kernels.functions import FLOAT16_TERMS
-from hwprune.kernels.schedule import Config, block_or_none, divisors, unroll, vectorize_innermost
+from hwprune.kernels.schedule import Config, block_or_none, divisors, unroll, varied, vectorize_innermost
 from hwprune.target import TargetProfile
 from hwprune.workload import DTYPE_BYTES, Workload
 
 name = "conv_direct"
 
+#: cost by which each further variant of a register tile goes back in the order: costs tell tiles apart better than loop orders
+_STEP = 0.02
 #: inner order of the loops over row tiles, column tiles and channel tiles
 ORDERS = ("hwc", "hcw", "chw")
 #: TVM's mark of a loop whose last iteration, the only one with a condition, becomes code of its own
 TAIL_APART = "pragma_loop_partition_hint"
+
+#: Of the time in which constants come, the part that a kernel waits for them: they lie in a row, and are fetched ahead.
+_FETCHED_AHEAD = 0.25
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
@@ -43,20 +48,9 @@ def rank_tiles(rule: str, geometry: Geometry, profile: TargetProfile, tiles, til
         tile = tile_cost((ht, wt, cov), geometry, profile)
         for order in ORDERS:
             for split, rows in _partitions(geometry, ht, cov, profile):
-                cost = _cost(geometry, profile, tile, ht, cov, order, split, rows)
+                cost = _cost(geometry, profile, tile, (ht, wt, cov), order, split, rows)
                 ranked.append((cost, rank, Config.make(rule, ht=ht, wt=wt, cov=cov, order=order, split=split, rows=rows)))
-    ranked.sort(key=lambda item: item[:2])
-    return _varied(ranked)
-
-
-def _varied(ranked: list[tuple[float, int, Config]]) -> list[Config]:
-    """By cost, but each register tile's variants spread out: the model tells tiles apart better than loop orders."""
-    seen: dict[int, int] = {}
-    spread = []
-    for cost, tile, config in ranked:
-        seen[tile] = seen.get(tile, 0) + 1
-        spread.append((cost * (1 + 0.02 * (seen[tile] - 1)), tile, config))
-    return [config for _, _, config in sorted(spread, key=lambda item: item[:2])]
+    return varied(sorted(ranked, key=lambda item: item[:2]), _STEP)
 
 
 class Geometry:
@@ -64,6 +58,7 @@ class Geometry:
 
     def __init__(self, workload: Workload):
         anchor = workload.anchor
+        self.is_conv = anchor.op == "conv2d"
         weight = workload.inputs[anchor.args[1]].shape
         source = workload.inputs[anchor.args[0]].shape if anchor.args[0] < len(workload.inputs) else None
         self.blocks, self.lanes = weight[0], weight[-1]
@@ -130,13 +125,14 @@ def _partitions(g: Geometry, ht: int, cov: int, profile: TargetProfile):
     yield "none", g.oh
 
 
-def _cost(g: Geometry, profile: TargetProfile, tile: float, ht, cov, order, split, rows) -> float:
-    """Relative time of a configuration: register tile (its cost ``tile``), thread balance, border copies, where operands live."""
-    threads, core = profile.threads, profile.core
+def _cost(g: Geometry, profile: TargetProfile, per_fma: float, tile: tuple[int, int, int], order, split, rows) -> float:
+    """Relative time of a configuration: register tile (its cost ``per_fma``), thread balance, border copies, where operands live."""
+    threads, core, (ht, wt, cov) = profile.threads, profile.core, tile
     work = g.n * g.oh * g.ow * g.blocks * g.reduction / core.fma_per_cycle
-    tasks = {"rows": g.n * g.oh // rows, "channels": threads, "none": 1}[split]
+    by_rows = g.n * g.oh // rows if g.is_conv else math.ceil(g.ow / wt)
+    tasks = {"rows": by_rows, "channels": threads, "none": 1}[split]
     share = math.ceil(tasks / threads) / tasks
-    cycles = work * tile * core.fma_per_cycle * share
+    cycles = work * per_fma * core.fma_per_cycle * share
     if g.border:
         height = (rows - 1) * g.stride + g.kh
         copies = tasks if split == "rows" else g.n * (threads if split == "channels" else 1)
@@ -152,8 +148,20 @@ def _cost(g: Geometry, profile: TargetProfile, tile: float, ht, cov, order, spli
     if order == "chw" and rows_bytes * rows / max(ht, 1) > l1:
         cycles *= 1.03
     if split != "none":
+        cycles += fetch_cycles(g, profile, split == "rows")
         cycles += profile.overhead.kernel_us * core.frequency_mhz
     return cycles
+
+
+def fetch_cycles(g: Geometry, profile: TargetProfile, by_rows: bool) -> float:
+    """Cycles for what a thread reads beyond its share, where threads have second caches of their own: of all constants where they
+    share rows; or of the whole input, of which the others' shares lie in their caches, and come as slowly as from main memory."""
+    threads, memory = profile.threads, profile.memory
+    if not memory.l3_bytes:
+        return 0.0
+    read = _FETCHED_AHEAD * g.reduction * g.blocks * g.lanes if by_rows else g.n * g.oh * g.ow * g.stride**2 * g.ci
+    per_cycle = 1e3 * memory.dram_gb_per_s / threads / profile.core.frequency_mhz
+    return g.item_bytes * read * (threads - 1) / threads / per_cycle
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:

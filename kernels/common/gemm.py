@@ -14,20 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Callable, Sequence
+from typing import Callable, Hashable, Sequence
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hwprune.cost.analytic import VECTOR_OPS
 from hwprune.errors import Infeasible
-from hwprune.kernels.common.conv_direct import Geometry
+from hwprune.kernels.common.conv_direct import Geometry, fetch_cycles
 from hwprune.kernels.compute import expression
 from hwprune.kernels.functions import ELEMENTWISE
 from hwprune.kernels.loops import (
     Ahead, Registers, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector, width_of,
 )  # fmt: skip
-from hwprune.kernels.schedule import Config
+from hwprune.kernels.schedule import Config, varied
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
@@ -35,6 +35,8 @@ name = "gemm"
 
 #: An epilogue of more instructions a vector runs in a loop of its own: unrolled with the tile it would not fit the code cache.
 _LIGHT = 8
+#: Cost by which each further register tile goes back in the order among those that threads share out in the other way.
+_STEP = 0.01
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
@@ -48,14 +50,13 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     g = Pixels(workload)
     if g.lanes != profile.lanes:
         return None
-    ranked = []
+    offered: list[tuple[float, Hashable, Config]] = []
     for (ht, wt, cov), split in product(tiles(g, profile), ("columns", "rows")):
         params = {"ht": ht, "wt": wt, "cov": cov, "split": split}
-        ranked.append((_cost(g, profile, **params), Config.make(name, **params)))
+        offered.append((_cost(g, profile, **params), split, Config.make(name, **params)))
         if halves(g, cov, split):
-            ranked.append((_cost(g, profile, **params, half=True), Config.make(name, **params, half=1)))
-    ranked.sort(key=lambda item: item[0])
-    return [config for _, config in ranked]
+            offered.append((_cost(g, profile, **params, half=True), split, Config.make(name, **params, half=1)))
+    return varied(offered, _STEP)
 
 
 def halves(g: Pixels, cov: int, split: str) -> bool:
@@ -81,7 +82,6 @@ class Pixels(Geometry):
         anchor = workload.anchor
         self.strides = anchor["stride"] if anchor.op == "conv2d" else (1, 1)
         self.dilations = anchor["dilation"] if anchor.op == "conv2d" else (1, 1)
-        self.is_conv = anchor.op == "conv2d"
         self.half = workload.half_padding
         self.pixels = self.n * self.oh * self.ow
         plain = (self.kh, self.kw, *self.strides, self.border) == (1, 1, 1, 1, False)
@@ -145,13 +145,13 @@ def _cost(g: Pixels, profile: TargetProfile, ht: int, wt: int, cov: int, split: 
 
 
 def shared_out(g: Pixels, profile: TargetProfile, cycles: float, tile: tuple[int, int, int], split: str) -> float:
-    """``cycles`` of all tiles as the threads share them out, and the copy of the border."""
+    """``cycles`` of all tiles as the threads share them out, what each has to fetch for its share, and the copy of the border."""
     threads, (ht, wt, cov) = profile.threads, tile
     units = Runs(g.blocks, cov).count if split == "columns" else _row_units(g, ht, wt)
     share = -(-units // threads) / units
-    if split == "rows":  # all threads fetch all weights
+    if split == "rows" and not profile.memory.l3_bytes:  # all threads fetch all weights, from the cache that they have in common
         share += 0.03
-    cycles *= share
+    cycles = cycles * share + fetch_cycles(g, profile, split == "rows")
     if g.border:
         height, width = g.padded
         cycles += g.n * height * width * g.ci / g.lanes * 1.5 / threads + profile.overhead.kernel_us * profile.core.frequency_mhz

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
-from typing import ContextManager, Sequence
+from typing import ContextManager, Hashable, Sequence
 
 import numpy as np
 from tvm import tirx
@@ -29,13 +29,16 @@ from hwprune.kernels.compute import Value, expression
 from hwprune.kernels.loops import (
     FLOAT, Ahead, Runs, accumulate, constant, fetch_level, function, registers, scratch, vector,
 )  # fmt: skip
-from hwprune.kernels.schedule import Config, Repack, as_read, divisors
+from hwprune.kernels.schedule import Config, Repack, as_read, divisors, varied
 from hwprune.target import TargetProfile
 from hwprune.workload import Workload
 
 name = "winograd"
 #: its result differs from a direct convolution's by more than rounding of single additions does
 exact = False
+
+#: Cost by which each further register tile of a partition goes back in the order: partitions differ by more than costs know.
+_STEP = 0.05
 
 _INPUT = {
     2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], float),
@@ -61,7 +64,7 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     plain = anchor["stride"] == (1, 1) and anchor["dilation"] == (1, 1) and anchor["groups"] == 1
     if (kh, kw) != (3, 3) or not plain or anchor.get("layout", "nhwc") != "nhwc" or ci < profile.lanes:
         return None
-    offered = []
+    offered: list[tuple[float, Hashable, Config]] = []
     for m in (4, 2):
         base = _Geometry(workload, m)
         for split, rows in _partitions(base, profile):
@@ -69,9 +72,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
             parts = profile.threads if split == "shares" else 1
             for wt, cov in _register_tiles(base, tiles, profile, parts)[:3]:
                 config = Config.make(name, m=m, split=split, rows=rows, wt=wt, cov=cov)
-                offered.append((_cost(base, profile, split, rows, wt, cov), config))
-    offered.sort(key=lambda item: item[0])
-    return [config for _, config in offered]
+                offered.append((_cost(base, profile, split, rows, wt, cov), (m, split, rows), config))
+    return varied(offered, _STEP)
 
 
 def repack(workload: Workload, config: Config) -> dict[int, Repack]:
