@@ -2,11 +2,11 @@
 
     python -m benchmarks.kernels
 
-Peak and bandwidths are measured by hwprune-probe, before, between and after the networks, the best of them counts. Networks are
-timed in rounds: every kernel within the network, and
-by itself over and over (its operands then in the nearest cache that holds them). What is attainable is a roofline: the longer
-of the arithmetic that is really done at the peak of all threads, and the bytes that must move, each once, at the bandwidth of the
-level that they come from or go to; and the start of the threads. Writes results/kernels.md, .tsv and .svg. Needs torchvision and matplotlib.
+Peak and bandwidths are measured by hwprune-probe, before, between and after the networks, the best of them counts. So of a kernel's
+times the least counts, in many rounds: every kernel within the network, and by itself over and over (its operands then in the nearest
+cache that holds them). What is attainable is a roofline: the longer of the arithmetic that is really done at the peak of all threads, and
+the bytes that must move, each once, at the bandwidth of the level that they come from or go to; and the start of the threads. Writes
+results/kernels.md, .tsv and .svg, or under ``--name``. Needs torchvision and matplotlib.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Attention works on a block of queries, one query a lane: scores are kept transposed, [keys, queries], so that keys and
 values are read as they lie, one number for all lanes, the softmax goes from key to key without crossing lanes, and no
 lane is padding but those of the last queries. Operands are read through their views: out of the result of the
-projection that made all three.
+projection that made all three. Part of that lies in other cores' caches: a thread may take blocks that follow each other, so that it
+needs fewer heads, and fetch keys a tile ahead, and values while it takes exponentials (``near``).
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from tvm.script.ir_builder import tirx as T
 from hwprune.compile.layouts import parsed
 from hwprune.errors import Infeasible
 from hwprune.kernels.functions import as_type, exponential
-from hwprune.kernels.loops import FLOAT, Runs, constant, function, scratch, vector
+from hwprune.kernels.loops import FLOAT, Runs, constant, function, prefetch, scratch, vector
 from hwprune.kernels.movement import address, unravel
 from hwprune.kernels.schedule import Config
 from hwprune.target import TargetProfile
-from hwprune.workload import Workload
+from hwprune.workload import DTYPE_BYTES, Workload
 
 name = "attention"
 
 _LOWEST = -3.4e38
+
+#: Queries that are fetched before they are transposed.
+_QUERIES_AHEAD = 8
 
 
 def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] | None:
@@ -37,15 +41,20 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     for nv in (3, 4, 2, 1):  # each number that is broadcast serves so many multiplications
         mt = min((registers - nv) // nv, 16)
         if mt >= 1:
-            found.append(Config.make(name, nv=nv, mt=mt))
+            plain = Config.make(name, nv=nv, mt=mt)
+            near = [Config.make(name, nv=nv, mt=mt, near=1)] if anchor.op == "attention" and profile.threads > 1 else []
+            found += [*near, plain] if profile.memory.l3_bytes else [plain, *near]
     return found
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
     if workload.ops[-1] is not workload.anchor:
         raise Infeasible(f"{workload.anchor.op} takes no further operators")
-    body = _attention if workload.anchor.op == "attention" else _matmul
-    return function(workload, lambda inputs, y: body(workload, inputs, y, profile.lanes, int(config["nv"]), int(config["mt"])))
+    sizes = profile.lanes, int(config["nv"]), int(config["mt"])
+    if workload.anchor.op == "matmul":
+        return function(workload, lambda inputs, y: _matmul(workload, inputs, y, *sizes))
+    near = (profile.threads, profile.memory.line_bytes) if config.get("near") else None
+    return function(workload, lambda inputs, y: _attention(workload, inputs, y, *sizes, near))
 
 
 class _Operand:
@@ -58,23 +67,43 @@ class _Operand:
     def __call__(self, *index):
         return as_type(self.buffer[address(self.views, index)], FLOAT)
 
+    def fetch(self, *index, line_bytes: int, level: int) -> None:
+        """Ask for all lines of a row, to be read soon; it may lie outside of the operand. level : see ``loops.fetch_level``."""
+        line = line_bytes // DTYPE_BYTES[str(self.buffer.dtype)]
+        for column in range(0, self.shape[-1], line):
+            prefetch(self.buffer, (address(self.views, (*index, column)),), level)
 
-def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int) -> None:
+
+def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int, near: tuple[int, int] | None) -> None:
+    """near : threads that share the blocks, and bytes of a line of what they fetch ahead; None for blocks that take turns."""
     anchor = workload.anchor
     q, k, w = (_Operand(inputs[i], anchor[n]) for i, n in zip(anchor.args, ("query", "key", "value")))
     batch, heads, tokens, _ = q.shape
     blocks = Runs(-(-tokens // v), nv)
-    with T.parallel(batch * heads * blocks.count) as task:
+    count = batch * heads * blocks.count
+
+    def one(task) -> None:
         place = unravel(task, (batch, heads, blocks.count))
-        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt))
+        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt, near and near[1]))
+
+    if near is None:
+        with T.parallel(count) as task:
+            one(task)
+        return
+    with T.parallel(near[0]) as thread:
+        low, high = (tirx.floordiv((thread + n) * count, near[0]) for n in (0, 1))
+        with T.serial(0, high - low) as turn:
+            one(low + turn)
 
 
-def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> None:
-    """The results of ``nv`` vectors of queries from ``first`` on."""
+def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line_bytes: int | None) -> None:
+    """The results of ``nv`` vectors of queries from ``first`` on. line_bytes : of the caches, if keys and values are fetched ahead."""
     (_, heads, tokens, inner), (_, _, keys, outer), width = q.shape, w.shape, nv * v
     queries, scores = _buffer((inner, width)), _buffer((keys, width))
     most, scale = scratch((width,)), scratch((width,))
     with T.serial(0, width) as lane:
+        if line_bytes:
+            q.fetch(*head, first + lane + _QUERIES_AHEAD, line_bytes=line_bytes, level=3)
         with T.serial(0, inner) as d:
             at = tirx.min(first + lane, tokens - 1)
             T.buffer_store(queries, q(*head, at, d) * constant(anchor["scale"]), [d, lane])
@@ -84,6 +113,9 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
         vector(scale, at, lambda lane: constant(0.0), v)
 
     def score(start, size):
+        if line_bytes:
+            for i in range(size):
+                k.fetch(*head, start + size + i, line_bytes=line_bytes, level=3)
         acc = _product(size, nv, v, inner, lambda i, d: k(*head, start + i, d), lambda d, c: queries[d, c])
         for at in columns:
             for i in range(size):
@@ -92,6 +124,8 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int) -> N
 
     Runs(keys, mt).each(score)
     with T.serial(0, keys) as key:
+        if line_bytes:
+            w.fetch(*head, key, line_bytes=line_bytes, level=2)
         for at in columns:
             vector(scores, (key, at), lambda lane, at=at: exponential(scores[key, at + lane] - most[at + lane]), v)
             vector(scale, at, lambda lane, at=at: scale[at + lane] + scores[key, at + lane], v)
