@@ -3,8 +3,8 @@
 Attention works on a block of queries, one query a lane: scores are kept transposed, [keys, queries], so that keys and
 values are read as they lie, one number for all lanes, the softmax goes from key to key without crossing lanes, and no
 lane is padding but those of the last queries. Operands are read through their views: out of the result of the
-projection that made all three. Part of that lies in other cores' caches: a thread may take blocks that follow each other, so that it
-needs fewer heads, and fetch keys a tile ahead, and values while it takes exponentials (``near``).
+projection that made all three. Part of that lies in other cores' caches: keys may be fetched a tile ahead, queries some rows ahead, and
+values while exponentials are taken (``ahead``).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         mt = min((registers - nv) // nv, 16)
         if mt >= 1:
             plain = Config.make(name, nv=nv, mt=mt)
-            near = [Config.make(name, nv=nv, mt=mt, near=1)] if anchor.op == "attention" and profile.threads > 1 else []
-            found += [*near, plain] if profile.memory.l3_bytes else [plain, *near]
+            ahead = [Config.make(name, nv=nv, mt=mt, ahead=1)] if anchor.op == "attention" and profile.threads > 1 else []
+            found += [*ahead, plain] if profile.memory.l3_bytes else [plain, *ahead]
     return found
 
 
@@ -53,8 +53,8 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     sizes = profile.lanes, int(config["nv"]), int(config["mt"])
     if workload.anchor.op == "matmul":
         return function(workload, lambda inputs, y: _matmul(workload, inputs, y, *sizes))
-    near = (profile.threads, profile.memory.line_bytes) if config.get("near") else None
-    return function(workload, lambda inputs, y: _attention(workload, inputs, y, *sizes, near))
+    line_bytes = profile.memory.line_bytes if config.get("ahead") else None
+    return function(workload, lambda inputs, y: _attention(workload, inputs, y, *sizes, line_bytes))
 
 
 class _Operand:
@@ -74,30 +74,19 @@ class _Operand:
             prefetch(self.buffer, (address(self.views, (*index, column)),), level)
 
 
-def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int, near: tuple[int, int] | None) -> None:
-    """near : threads that share the blocks, and bytes of a line of what they fetch ahead; None for blocks that take turns."""
+def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int, line_bytes: int | None) -> None:
+    """line_bytes : of the caches, if operands are fetched ahead."""
     anchor = workload.anchor
     q, k, w = (_Operand(inputs[i], anchor[n]) for i, n in zip(anchor.args, ("query", "key", "value")))
     batch, heads, tokens, _ = q.shape
     blocks = Runs(-(-tokens // v), nv)
-    count = batch * heads * blocks.count
-
-    def one(task) -> None:
+    with T.parallel(batch * heads * blocks.count) as task:
         place = unravel(task, (batch, heads, blocks.count))
-        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt, near and near[1]))
-
-    if near is None:
-        with T.parallel(count) as task:
-            one(task)
-        return
-    with T.parallel(near[0]) as thread:
-        low, high = (tirx.floordiv((thread + n) * count, near[0]) for n in (0, 1))
-        with T.serial(0, high - low) as turn:
-            one(low + turn)
+        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt, line_bytes))
 
 
 def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line_bytes: int | None) -> None:
-    """The results of ``nv`` vectors of queries from ``first`` on. line_bytes : of the caches, if keys and values are fetched ahead."""
+    """The results of ``nv`` vectors of queries from ``first`` on. line_bytes : see ``_attention``."""
     (_, heads, tokens, inner), (_, _, keys, outer), width = q.shape, w.shape, nv * v
     queries, scores = _buffer((inner, width)), _buffer((keys, width))
     most, scale = scratch((width,)), scratch((width,))
