@@ -159,7 +159,7 @@ def fetch_cycles(g: Geometry, profile: TargetProfile, by_rows: bool) -> float:
     threads, memory = profile.threads, profile.memory
     if not memory.l3_bytes:
         return 0.0
-    read = _FETCHED_AHEAD * g.reduction * g.blocks * g.lanes if by_rows else g.n * g.oh * g.ow * g.stride**2 * g.ci
+    read = _FETCHED_AHEAD * g.reduction * g.blocks * g.lanes if by_rows else g.n * g.oh * g.ow * g.stride**2 * g.ci * g.groups
     per_cycle = 1e3 * memory.dram_gb_per_s / threads / profile.core.frequency_mhz
     return g.item_bytes * read * (threads - 1) / threads / per_cycle
 
