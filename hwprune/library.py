@@ -10,8 +10,12 @@ from typing import Sequence
 
 import numpy as np
 
-#: Kernels load whole vectors: every buffer, and every offset in one, is a multiple of this.
-ALIGNMENT = 64
+#: Kernels load whole vectors: what they work on begins at a multiple of this.
+VECTOR_BYTES = 64
+#: Offsets of what is laid out in a buffer: processors fetch lines in pairs, and rows of pixels that begin in the middle of one were
+#: measured to take up to twice as long. Buffers themselves begin with a page.
+ALIGNMENT = 128
+_PAGE = 4096
 
 #: First entry of ``hwprune_facts``; ``compile/emit_c.py`` writes it, ``kernels/native/runner.cpp`` checks it too.
 FACTS_FORMAT = 2
@@ -117,7 +121,7 @@ class Memory:
 
 
 def aligned(size: int) -> np.ndarray:
-    """``size`` zero bytes at an address that suits the widest vectors, uint8 [size]."""
-    buffer = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
+    """``size`` zero bytes from the beginning of a page on, uint8 [size]."""
+    buffer = np.zeros(size + _PAGE, np.uint8)
+    start = -buffer.ctypes.data % _PAGE
     return buffer[start : start + size]

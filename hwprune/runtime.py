@@ -14,7 +14,7 @@ import numpy as np
 
 from hwprune.errors import ArtifactError
 from hwprune.fsio import sha256_file
-from hwprune.library import ALIGNMENT, Library, Memory, aligned
+from hwprune.library import VECTOR_BYTES, Library, Memory, aligned
 
 FORMAT = 1
 _FILES = ("network.so", "weights.safetensors")
@@ -110,7 +110,7 @@ class Program:
             if not np.can_cast(array.dtype, info.dtype, "same_kind"):
                 raise ArtifactError(f"input {info.name!r} must be {info.dtype}, but got {array.dtype}; convert it first")
             array = np.ascontiguousarray(array, info.dtype)
-            if array.ctypes.data % ALIGNMENT:  # kernels load whole vectors
+            if array.ctypes.data % VECTOR_BYTES:  # kernels load whole vectors
                 copy = _empty(info)
                 copy[...] = array
                 array = copy

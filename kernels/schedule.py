@@ -74,6 +74,22 @@ class Rule(Protocol):
         """The scheduled function. Raises Infeasible for a configuration that does not fit the workload."""
 
 
+#: Splits of the work whose threads take what others have written: all of them read all pixels, or in one phase the results of another.
+_EXCHANGING = frozenset({"columns", "channels", "phases"})
+_EXCHANGE = 0.03
+
+
+def handicap(config: Config, profile: TargetProfile) -> float:
+    """By how much a measured latency counts where the fastest schedule is chosen.
+
+    What threads take from each other costs little where their cores share a cache, and up to a third of a kernel where they do not;
+    which cores they get, the system decides anew each time. So a schedule of the kind that is sensitive to it must be faster by more
+    than the others' worth on a good day. Cores with one second cache in common have no such days.
+    """
+    apart = profile.memory.l3_bytes > 0 and profile.threads > 1
+    return 1 + _EXCHANGE if apart and config.get("split") in _EXCHANGING else 1.0
+
+
 def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 

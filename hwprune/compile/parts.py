@@ -15,7 +15,7 @@ from hwprune.errors import CompileError, TraceError
 from hwprune.float64 import tensors
 from hwprune.graph.trace import Traced, evaluating, trace
 from hwprune.kernels.schedule import divisors
-from hwprune.library import ALIGNMENT
+from hwprune.library import VECTOR_BYTES
 from hwprune.target import TargetProfile
 
 #: What parts must save of the time that bytes take, at least: less is within the error of the reckoning.
@@ -57,7 +57,7 @@ def best_parts(network: Network, profile: TargetProfile) -> int:
     if any(not s or s[0] != batch for s in ends):
         return 1
     sizes = [4 * torch.Size(s).numel() for s in ends]
-    possible = [p for p in divisors(batch) if all(size % (p * ALIGNMENT) == 0 for size in sizes)]
+    possible = [p for p in divisors(batch) if all(size % (p * VECTOR_BYTES) == 0 for size in sizes)]
     costs = {p: _bytes_us(network, p, profile) for p in possible}
     best = min(costs, key=lambda p: (costs[p], p), default=1)
     return best if costs and 1 in costs and costs[best] < (1 - _WORTH) * costs[1] else 1

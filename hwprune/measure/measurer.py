@@ -20,7 +20,7 @@ from hwprune.compile.emit_c import tables
 from hwprune.compile.lower import Network
 from hwprune.errors import MeasureError
 from hwprune.kernels import candidates, is_exact, kernel_inputs
-from hwprune.kernels.schedule import Config
+from hwprune.kernels.schedule import Config, handicap
 from hwprune.measure.device import local_device, software
 from hwprune.measure.estimate import DRIFT_BOUNDS, Latency, drift, estimate, estimate_together
 from hwprune.measure.objects import kernel_name
@@ -93,8 +93,11 @@ class Measurer:
         self._patience = _ATTEMPTS
 
     def measured(self) -> list[Measurement]:
-        """The fastest schedule of everything that the store has, of those that may be used."""
-        return self.store.all_best(self.context, self._admits)
+        """The fastest schedule of everything that the store has, of those that may be used; see ``handicap`` in ``kernels/schedule.py``."""
+        return self.store.all_best(self.context, self._admits, handicap=self._handicap)
+
+    def _handicap(self, config: str) -> float:
+        return handicap(Config.from_text(config), self.profile)
 
     def _admits(self, config: str) -> bool:
         return not self.exact or is_exact(Config.from_text(config))
@@ -141,7 +144,7 @@ class Measurer:
             self._measure_all(chosen, effort, "measuring doubtful kernels again")
         for workload in workloads:
             old, new = before[workload.key], self._known[workload.key]
-            if old.latency.latency_us < new.latency.latency_us:
+            if old.latency.latency_us * self._handicap(old.config) < new.latency.latency_us * self._handicap(new.config):
                 self._known[workload.key] = old
                 if old.config == new.config:
                     self.store.record(workload, old.config, self.context, old.latency, old.effort)
@@ -240,8 +243,9 @@ class Measurer:
         for config, samples in answer["samples"].items():
             latency = estimate(np.array(samples), np.array(answer["reference"]), baseline)
             self.store.record(workload, config, self.context, latency, effort)
-            if best is None or (latency.latency_us, config) < best[:2]:  # of equals the one that the store names
-                best = (latency.latency_us, config, latency)
+            counted = latency.latency_us * self._handicap(config)
+            if best is None or (counted, config) < best[:2]:  # of equals the one that the store names
+                best = (counted, config, latency)
         if best is None:
             reasons = "; ".join(sorted(set(answer["failures"].values())))
             raise MeasureError(f"no schedule of workload {workload.key} can be built: {reasons}")

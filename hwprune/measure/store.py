@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import sqlite3
 import time
@@ -179,10 +180,12 @@ class Store:
         return [table.get(w.key) for w in workloads]
 
     def all_best(
-        self, context: Context, admits: Callable[[str], bool] = lambda config: True, provenance: str = "measured"
-    ) -> list[Measurement]:
-        """The fastest schedule of every workload known in ``context``, of those that ``admits`` says yes to."""
-        return list(self._table(context, admits, provenance).values())
+        self, context: Context, admits: Callable[[str], bool] = lambda config: True, provenance: str = "measured",
+        handicap: Callable[[str], float] = lambda config: 1.0,
+    ) -> list[Measurement]:  # fmt: skip
+        """The fastest schedule of every workload known in ``context``, of those that ``admits`` says yes to; the latency of each counts
+        ``handicap`` times."""
+        return list(self._table(context, admits, provenance, handicap).values())
 
     def failures(self, workload: Workload, context: Context) -> dict[str, str]:
         """Schedules of ``workload`` that cannot be built or run -> why."""
@@ -192,7 +195,10 @@ class Store:
         )
         return dict(rows)
 
-    def _table(self, context: Context, admits: Callable[[str], bool] = lambda config: True, provenance: str = "measured"):
+    def _table(
+        self, context: Context, admits: Callable[[str], bool] = lambda config: True, provenance: str = "measured",
+        handicap: Callable[[str], float] = lambda config: 1.0,
+    ) -> dict[str, Measurement]:  # fmt: skip
         rows = self._execute(
             "SELECT workload, config, latency_us, low_us, high_us, rounds, noisy, description, "
             "MAX(effort) OVER (PARTITION BY workload), model, details FROM measurement "
@@ -200,8 +206,10 @@ class Store:
             (*astuple(context), provenance),
         )
         table: dict[str, Measurement] = {}
+        counted: dict[str, float] = {}
         for key, config, value, low, high, rounds, noisy, description, effort, model, details in rows:
-            if key not in table and admits(config):
+            if value < counted.get(key, math.inf) and admits(config) and (counts := value * handicap(config)) < counted.get(key, math.inf):
+                counted[key] = counts
                 latency = Latency(value, low, high, rounds, bool(noisy))
                 table[key] = Measurement(Workload.from_json(description), config, latency, effort, provenance, model, json.loads(details))
         return table

@@ -20,7 +20,7 @@ from hwprune.compile.emit_c import OUTPUT, Argument, Facts, KernelCall, tables
 from hwprune.compile.link import last_line, link_objects
 from hwprune.errors import CompileError
 from hwprune.kernels import kernel_inputs
-from hwprune.kernels.schedule import Config
+from hwprune.kernels.schedule import Config, handicap
 from hwprune.library import Library, Memory, aligned
 from hwprune.measure.objects import Objects, kernel_name
 from hwprune.measure.timed import float32_elements, operands_of, reference
@@ -172,7 +172,8 @@ def _measure(state: dict, request: dict) -> dict:
     timers, failures = kernels.timers(workload, request["configs"], request["spread_bytes"])
     if len(timers) > request["finalists"]:
         screen = rounds_of(timers, 3, kernels.reference, BURST_S / 2)["samples"]
-        best = sorted(timers, key=lambda text: min(screen[text]))[: request["finalists"]]
+        counted = {text: min(screen[text]) * handicap(Config.from_text(text), kernels.profile) for text in timers}
+        best = sorted(timers, key=counted.get)[: request["finalists"]]
         screened = {text: min(screen[text]) for text in timers if text not in best}
         timers = {text: timers[text] for text in best}
     else:

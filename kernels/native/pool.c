@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 255, MOST_BLOCKS = 8, ALIGNMENT = 64 };
+enum { MOST_THREADS = 255, MOST_BLOCKS = 8, LINES = 128, PAGE = 4096 }; /* LINES: hwprune/library.py: ALIGNMENT */
 static const int64_t SPIN_NS = 1000000; /* longer than the pause between two runs of a busy program */
 
 static struct {
@@ -30,9 +30,9 @@ static struct {
   void* data;
   hwprune_group_t group;
   /* Count of launches * 256 + threads that take part. Workers wait for it to move, and take both from one reading. */
-  _Alignas(ALIGNMENT) atomic_uint epoch;
-  _Alignas(ALIGNMENT) atomic_int pending;
-  _Alignas(ALIGNMENT) atomic_int sleepers;
+  _Alignas(LINES) atomic_uint epoch;
+  _Alignas(LINES) atomic_int pending;
+  _Alignas(LINES) atomic_int sleepers;
   atomic_int failed;
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .threads = 1};
 
@@ -198,10 +198,10 @@ void* hwprune_pool_v1_alloc(int device_type, int device_id, uint64_t bytes, int 
     }
     if (spare == NULL || b->bytes < spare->bytes) spare = b;
   }
-  const uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  if (spare == NULL) return aligned_alloc(ALIGNMENT, rounded); /* deeper than any kernel nests: not kept */
+  const uint64_t rounded = (bytes + PAGE - 1) / PAGE * PAGE;
+  if (spare == NULL) return aligned_alloc(PAGE, rounded); /* deeper than any kernel nests: not kept */
   free(spare->memory);
-  spare->memory = aligned_alloc(ALIGNMENT, rounded);
+  spare->memory = aligned_alloc(PAGE, rounded);
   spare->bytes = spare->memory ? rounded : 0;
   spare->taken = spare->memory != NULL;
   return spare->memory;

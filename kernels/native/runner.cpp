@@ -23,7 +23,7 @@
 
 namespace {
 
-constexpr size_t kAlignment = 64;     // kernels load whole vectors
+constexpr size_t kAlignment = 4096;   // hwprune/library.py: a page
 constexpr int64_t kFactsFormat = 2;   // hwprune/library.py: FACTS_FORMAT
 using Run = int32_t (*)(void* const*, void* const*, void*, void*, int32_t);
 using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);

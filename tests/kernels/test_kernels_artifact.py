@@ -189,6 +189,7 @@ def test_memory_order_and_alignment_do_not_matter(bundled):
     _, program, _ = bundled
     x = np.random.default_rng(1).standard_normal((1, 1, 8, 8)).astype(np.float32)
     expected = program(x).copy()
+    assert not any(buffer.ctypes.data % 4096 for buffer in (program._weights, program._workspace))
     misaligned = np.zeros(65 * 4 + 4, np.uint8)[4 : 4 + 256].view(np.float32).reshape(1, 1, 8, 8)
     misaligned[...] = x
     assert misaligned.ctypes.data % 64

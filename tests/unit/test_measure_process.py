@@ -12,7 +12,7 @@ import pytest
 from measure_fakes import COMMAND
 
 from hwprune.errors import MeasureError
-from hwprune.kernels.schedule import Config
+from hwprune.kernels.schedule import Config, handicap
 from hwprune.measure import measurer as measurer_module
 from hwprune.measure.measurer import EFFORTS, Measurer
 from hwprune.measure.process import Worker, WorkerLost
@@ -134,6 +134,24 @@ def test_fastest_schedule_is_kept_and_found_again(measuring):
     before = len(measuring.log())
     again.ensure([workload()])
     assert len(measuring.log()) == before  # nothing is measured twice
+
+
+def test_among_schedules_about_equal_the_one_whose_threads_keep_to_themselves_is_taken(measuring, monkeypatch):
+    offered = [Config.make("fake", us=1000, split="columns"), Config.make("fake", us=1020, split="rows")]
+    measurer = measuring()
+    monkeypatch.setattr(measurer_module, "candidates", lambda workload, profile, exact: offered)
+    measurer.ensure([workload()])
+    assert (measurer.schedule(workload()), measurer.best(workload()).latency_us) == (offered[1], 1020.0)
+    again = measuring()
+    assert (again.schedule(workload()), again.best(workload()).latency_us) == (offered[1], 1020.0)
+    assert again.store.best(workload(), again.context).config == offered[0].to_text()  # the store itself knows no such thing
+
+
+def test_what_threads_take_from_each_other_counts_where_their_second_caches_are_their_own():
+    board = load_file(shipped_folder() / "rpi4.toml")
+    columns, rows = Config.make("fake", split="columns"), Config.make("fake", split="rows")
+    assert handicap(rows, PROFILE) == 1 < handicap(columns, PROFILE) < 1.05
+    assert handicap(columns, board) == handicap(columns, PROFILE.model_copy(update={"threads": 1})) == 1
 
 
 def test_quick_tries_the_first_few_and_tuning_more(measuring):

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = 4096;  // hwprune/library.py: a page
 constexpr int64_t kFactsFormat = 2;  // hwprune/library.py: FACTS_FORMAT
 enum { FORMAT, INPUTS, OUTPUTS, WEIGHTS_BYTES, WORKSPACE_BYTES, STEPS, THREADS, ELEMENTS };
 
