@@ -81,7 +81,15 @@ def test_process_that_cannot_start_says_so_each_time(worker, monkeypatch):
     assert worker.ask("echo", say=1)["said"] == 1
 
 
-def test_answer_to_an_interrupted_request_goes_to_nobody(worker):
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs, and all that they start, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_answer_to_an_interrupted_request_goes_to_nobody(worker, interruptible):
     """Ctrl-C while a measurement runs: its answer must not be taken for that of the next request."""
     worker.ask("echo", say=1)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
