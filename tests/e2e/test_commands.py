@@ -284,7 +284,8 @@ def test_an_altered_artifact_is_refused(run: dict, folder: Path) -> None:
 
 def test_ctrl_c_says_that_measurements_are_kept(folder: Path) -> None:
     command = [sys.executable, "-m", "hwprune", "search", "--target", "arm", "--out", "interrupted"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests are a background job, which does not
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
