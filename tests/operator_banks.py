@@ -319,10 +319,14 @@ BANKS = {
 }
 
 class ThreeHeads(nn.Module):
-    """Three heads of seven dimensions out of one value."""
+    """Three heads of so many dimensions out of one value."""
+
+    def __init__(self, dimensions: int):
+        super().__init__()
+        self.dimensions = dimensions
 
     def forward(self, x):
-        q, k, v = x.reshape(*x.shape[:2], 3, 3, 7).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = x.reshape(*x.shape[:2], 3, 3, self.dimensions).permute(2, 0, 3, 1, 4).unbind(0)
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -348,7 +352,8 @@ OPERATORS = {
     "tokens": (nn.Sequential(nn.Linear(37, 120), nn.GELU()), (2, 29, 37)),
     "layer_norm": (nn.LayerNorm(37), (2, 29, 37)),
     "softmax": (nn.Softmax(-1), (2, 29, 37)),
-    "attention": (ThreeHeads(), (2, 29, 3 * 3 * 7)),
+    "attention": (ThreeHeads(7), (2, 29, 3 * 3 * 7)),
+    "attention_of_vectors": (ThreeHeads(16), (2, 29, 3 * 3 * 16)),
     "matmul": (Products(), (2, 29, 37)),
 }
 

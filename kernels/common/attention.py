@@ -4,7 +4,8 @@ Attention works on a block of queries, one query a lane: scores are kept transpo
 values are read as they lie, one number for all lanes, the softmax goes from key to key without crossing lanes, and no
 lane is padding but those of the last queries. Operands are read through their views: out of the result of the
 projection that made all three. Part of that lies in other cores' caches: keys may be fetched a tile ahead, queries some rows ahead, and
-values while exponentials are taken (``ahead``).
+values while exponentials are taken (``ahead``). Queries and results are transposed number by number or, where rows of a head lie in
+one piece, in squares of vectors (``squares``).
 """
 
 from __future__ import annotations
@@ -43,8 +44,24 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
         if mt >= 1:
             plain = Config.make(name, nv=nv, mt=mt)
             ahead = [Config.make(name, nv=nv, mt=mt, ahead=1)] if anchor.op == "attention" and profile.threads > 1 else []
-            found += [*ahead, plain] if profile.memory.l3_bytes else [plain, *ahead]
+            squares = [Config.make(name, nv=nv, mt=mt, ahead=1, squares=1)] if ahead and _has_squares(workload, profile.lanes) else []
+            found += [*squares, *ahead, plain] if profile.memory.l3_bytes else [plain, *ahead, *squares]
     return found
+
+
+def _has_squares(workload: Workload, v: int) -> bool:
+    """Whether queries and results of a head are whole vectors that lie in one piece. Not tried with narrow vectors."""
+    anchor = workload.anchor
+    specs = [workload.inputs[i] for i in anchor.args]
+    if v < 8 or any(t.dtype != FLOAT for t in (*specs, workload.output)):
+        return False
+    q, w = (parsed(anchor[n]) for n in ("query", "value"))
+    (batch, heads, tokens, inner), outer = q[-1].shape, w[-1].shape[-1]
+    if inner % v or outer % v:
+        return False
+    ends = [(b, h, t) for b in {0, batch - 1} for h in range(heads) for t in {0, tokens - 1}]
+    places = [[int(address(q, (*end, d))) for d in range(inner)] for end in ends]
+    return all(line == list(range(line[0], line[0] + inner)) for line in places)
 
 
 def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx.PrimFunc:
@@ -54,7 +71,10 @@ def schedule(workload: Workload, profile: TargetProfile, config: Config) -> tirx
     if workload.anchor.op == "matmul":
         return function(workload, lambda inputs, y: _matmul(workload, inputs, y, *sizes))
     line_bytes = profile.memory.line_bytes if config.get("ahead") else None
-    return function(workload, lambda inputs, y: _attention(workload, inputs, y, *sizes, line_bytes))
+    squares = bool(config.get("squares"))
+    if squares and not _has_squares(workload, profile.lanes):
+        raise Infeasible(f"{config.to_text()}: queries or results of a head are no whole vectors in one piece")
+    return function(workload, lambda inputs, y: _attention(workload, inputs, y, *sizes, line_bytes, squares))
 
 
 class _Operand:
@@ -67,6 +87,10 @@ class _Operand:
     def __call__(self, *index):
         return as_type(self.buffer[address(self.views, index)], FLOAT)
 
+    def load(self, *index, lanes: int):
+        """A vector from ``index`` on, where the last dimension lies in one piece."""
+        return self.buffer[tirx.Ramp(address(self.views, index), 1, lanes)]
+
     def fetch(self, *index, line_bytes: int, level: int) -> None:
         """Ask for all lines of a row, to be read soon; it may lie outside of the operand. level : see ``loops.fetch_level``."""
         line = line_bytes // DTYPE_BYTES[str(self.buffer.dtype)]
@@ -74,28 +98,39 @@ class _Operand:
             prefetch(self.buffer, (address(self.views, (*index, column)),), level)
 
 
-def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int, line_bytes: int | None) -> None:
-    """line_bytes : of the caches, if operands are fetched ahead."""
+def _attention(workload: Workload, inputs, y, v: int, nv: int, mt: int, line_bytes: int | None, squares: bool) -> None:
+    """line_bytes : of the caches, if operands are fetched ahead. squares : transpose vectors at once."""
     anchor = workload.anchor
     q, k, w = (_Operand(inputs[i], anchor[n]) for i, n in zip(anchor.args, ("query", "key", "value")))
     batch, heads, tokens, _ = q.shape
     blocks = Runs(-(-tokens // v), nv)
     with T.parallel(batch * heads * blocks.count) as task:
         place = unravel(task, (batch, heads, blocks.count))
-        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt, line_bytes))
+        blocks.one(place[2], lambda start, size: _query_block(anchor, q, k, w, y, place[:2], start * v, size, v, mt, line_bytes, squares))
 
 
-def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line_bytes: int | None) -> None:
-    """The results of ``nv`` vectors of queries from ``first`` on. line_bytes : see ``_attention``."""
+def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line_bytes: int | None, squares: bool) -> None:
+    """The results of ``nv`` vectors of queries from ``first`` on. line_bytes, squares : see ``_attention``."""
     (_, heads, tokens, inner), (_, _, keys, outer), width = q.shape, w.shape, nv * v
     queries, scores = _buffer((inner, width)), _buffer((keys, width))
     most, scale = scratch((width,)), scratch((width,))
-    with T.serial(0, width) as lane:
-        if line_bytes:
-            q.fetch(*head, first + lane + _QUERIES_AHEAD, line_bytes=line_bytes, level=3)
-        with T.serial(0, inner) as d:
-            at = tirx.min(first + lane, tokens - 1)
-            T.buffer_store(queries, q(*head, at, d) * constant(anchor["scale"]), [d, lane])
+    if squares:
+        with T.serial(0, nv) as block:
+            if line_bytes:
+                for lane in range(v):
+                    q.fetch(*head, first + (block + 1) * v + lane, line_bytes=line_bytes, level=3)
+            with T.serial(0, inner // v) as d:
+                at = [tirx.min(first + block * v + lane, tokens - 1) for lane in range(v)]
+                for i, column in enumerate(_transposed([q.load(*head, row, d * v, lanes=v) for row in at])):
+                    scaled = column * tirx.Broadcast(constant(anchor["scale"]), v)
+                    T.buffer_store(queries, scaled, [d * v + i, tirx.Ramp(block * v, 1, v)])
+    else:
+        with T.serial(0, width) as lane:
+            if line_bytes:
+                q.fetch(*head, first + lane + _QUERIES_AHEAD, line_bytes=line_bytes, level=3)
+            with T.serial(0, inner) as d:
+                at = tirx.min(first + lane, tokens - 1)
+                T.buffer_store(queries, q(*head, at, d) * constant(anchor["scale"]), [d, lane])
     columns = [j * v for j in range(nv)]
     for at in columns:
         vector(most, at, lambda lane: constant(_LOWEST), v)
@@ -121,8 +156,15 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line
     for at in columns:
         vector(scale, at, lambda lane, at=at: constant(1.0) / scale[at + lane], v)
 
+    results = _buffer((outer, width)) if squares else None
+
     def mix(start, size):
         acc = _product(size, nv, v, keys, lambda i, key: w(*head, key, start + i), lambda key, c: scores[key, c])
+        if squares:
+            for at in columns:
+                for i in range(size):
+                    vector(results, (start + i, at), lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
+            return
         result = scratch((size * width,))
         for at in columns:
             for i in range(size):
@@ -132,6 +174,14 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line
                 T.buffer_store(y, as_type(result[i * width + lane], str(y.dtype)), [head[0], first + lane, head[1] * outer + start + i])
 
     Runs(outer, mt).each(mix)
+    if squares:
+        with T.serial(0, nv) as block, T.serial(0, outer // v) as column:
+            lines = [results[column * v + i, tirx.Ramp(block * v, 1, v)] for i in range(v)]
+            for lane, line in enumerate(_transposed(lines)):
+                at = first + block * v + lane
+                with T.If(at < tokens):
+                    with T.Then():
+                        T.buffer_store(y, line, [head[0], at, tirx.Ramp(head[1] * outer + column * v, 1, v)])
     padding = int(y.shape[2]) - heads * outer
     if padding:
         with T.If(head[1] == heads - 1):
@@ -150,6 +200,21 @@ def _product(rows: int, nv: int, v: int, reduction: int, left, right):
         for i, c, at in cells:
             vector(acc, at, lambda lane, i=i, c=c, at=at: acc[at + lane] + left(i, r) * right(r, c + lane), v)
     return acc
+
+
+def _transposed(lines: list) -> list:
+    """Vectors, as many as each has lanes, transposed: squares of half the size change places, and the same within them."""
+    v = len(lines)
+    lines, half = [T.Bind(line) for line in lines], v // 2
+    while half:
+        near = [lane if not lane & half else v + lane - half for lane in range(v)]
+        far = [lane + half if not lane & half else v + lane for lane in range(v)]
+        changed = list(lines)
+        for i in (i for i in range(v) if not i & half):
+            pair = [lines[i], lines[i + half]]
+            changed[i], changed[i + half] = (T.Bind(tirx.Shuffle(pair, [tirx.IntImm("int32", lane) for lane in taken])) for taken in (near, far))
+        lines, half = changed, half // 2
+    return lines
 
 
 def _highest(values: list):

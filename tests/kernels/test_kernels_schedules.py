@@ -21,7 +21,8 @@ from hwprune.measure.verify import kernel_error
 
 def tried(lanes: int) -> tuple[str, ...]:
     """Operators tried with that vector width: all with the middle one, else those whose loops depend on it most."""
-    return tuple(OPERATORS) if lanes == 8 else ("conv", "linear", "depthwise", "tokens", "layer_norm", "softmax", "attention", "matmul")
+    few = ("conv", "linear", "depthwise", "tokens", "layer_norm", "softmax", "attention", "attention_of_vectors", "matmul")
+    return tuple(OPERATORS) if lanes == 8 else few
 
 
 def workload_of(operator: nn.Module, shape, profile):
@@ -88,6 +89,17 @@ def test_the_sample_holds_every_way_to_share_the_work(usable, outcomes, name):
     splits = {c["split"] for c, _ in outcomes(8)[name]}
     assert splits == {c["split"] for c in candidates(workload_of(*OPERATORS[name], profile), profile)}
     assert "rows" in splits
+
+
+@pytest.mark.parametrize("lanes", (8, 16))
+def test_heads_of_whole_vectors_are_transposed_in_squares(usable, outcomes, lanes):
+    profile = usable(lanes)
+    squares = [c for c, _ in outcomes(lanes)["attention_of_vectors"] if c.get("squares")]
+    assert squares and all(f"float32x{lanes}" in primfunc(workload_of(*OPERATORS["attention_of_vectors"], profile), profile, c).script() for c in squares)
+    other = workload_of(*OPERATORS["attention"], profile)  # seven dimensions
+    assert not any(c.get("squares") for c in candidates(other, profile))
+    with pytest.raises(Infeasible, match="no whole vectors in one piece"):
+        primfunc(other, profile, squares[0])
 
 
 @pytest.mark.parametrize("lanes", VARIANTS)
