@@ -37,14 +37,14 @@ def candidates(workload: Workload, profile: TargetProfile) -> Sequence[Config] |
     anchor = workload.anchor
     if anchor is None or anchor.op not in ("attention", "matmul"):
         return None
-    registers = profile.core.vector_registers - 2
+    registers, has_squares = profile.core.vector_registers - 2, anchor.op == "attention" and _has_squares(workload, profile.lanes)
     found = []
     for nv in (3, 4, 2, 1):  # each number that is broadcast serves so many multiplications
         mt = min((registers - nv) // nv, 16)
         if mt >= 1:
             plain = Config.make(name, nv=nv, mt=mt)
             ahead = [Config.make(name, nv=nv, mt=mt, ahead=1)] if anchor.op == "attention" and profile.threads > 1 else []
-            squares = [Config.make(name, nv=nv, mt=mt, ahead=1, squares=1)] if ahead and _has_squares(workload, profile.lanes) else []
+            squares = [Config.make(name, nv=nv, mt=mt, ahead=1, squares=1)] if ahead and has_squares else []
             found += [*squares, *ahead, plain] if profile.memory.l3_bytes else [plain, *ahead, *squares]
     return found
 
@@ -115,15 +115,7 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line
     queries, scores = _buffer((inner, width)), _buffer((keys, width))
     most, scale = scratch((width,)), scratch((width,))
     if squares:
-        with T.serial(0, nv) as block:
-            if line_bytes:
-                for lane in range(v):
-                    q.fetch(*head, first + (block + 1) * v + lane, line_bytes=line_bytes, level=3)
-            with T.serial(0, inner // v) as d:
-                at = [tirx.min(first + block * v + lane, tokens - 1) for lane in range(v)]
-                for i, column in enumerate(_transposed([q.load(*head, row, d * v, lanes=v) for row in at])):
-                    scaled = column * tirx.Broadcast(constant(anchor["scale"]), v)
-                    T.buffer_store(queries, scaled, [d * v + i, tirx.Ramp(block * v, 1, v)])
+        _take_squares(queries, q, head, first, v, anchor["scale"], line_bytes)
     else:
         with T.serial(0, width) as lane:
             if line_bytes:
@@ -160,34 +152,50 @@ def _query_block(anchor, q, k, w, y, head, first, nv: int, v: int, mt: int, line
 
     def mix(start, size):
         acc = _product(size, nv, v, keys, lambda i, key: w(*head, key, start + i), lambda key, c: scores[key, c])
-        if squares:
-            for at in columns:
-                for i in range(size):
-                    vector(results, (start + i, at), lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
-            return
-        result = scratch((size * width,))
+        result, row = (results, start) if squares else (scratch((size, width)), 0)
         for at in columns:
             for i in range(size):
-                vector(result, i * width + at, lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
+                vector(result, (row + i, at), lambda lane, i=i, at=at: acc[i * width + at + lane] * scale[at + lane], v)
+        if squares:
+            return
         with T.serial(0, tirx.min(width, tokens - first)) as lane:
             with T.serial(0, size) as i:
-                T.buffer_store(y, as_type(result[i * width + lane], str(y.dtype)), [head[0], first + lane, head[1] * outer + start + i])
+                T.buffer_store(y, as_type(result[i, lane], str(y.dtype)), [head[0], first + lane, head[1] * outer + start + i])
 
     Runs(outer, mt).each(mix)
     if squares:
-        with T.serial(0, nv) as block, T.serial(0, outer // v) as column:
-            lines = [results[column * v + i, tirx.Ramp(block * v, 1, v)] for i in range(v)]
-            for lane, line in enumerate(_transposed(lines)):
-                at = first + block * v + lane
-                with T.If(at < tokens):
-                    with T.Then():
-                        T.buffer_store(y, line, [head[0], at, tirx.Ramp(head[1] * outer + column * v, 1, v)])
+        _give_squares(results, y, head, first, v)
     padding = int(y.shape[2]) - heads * outer
     if padding:
         with T.If(head[1] == heads - 1):
             with T.Then():
                 with T.grid(tirx.min(width, tokens - first), padding) as (lane, column):
                     T.buffer_store(y, constant(0.0, str(y.dtype)), [head[0], first + lane, heads * outer + column])
+
+
+def _take_squares(queries, q, head, first, v: int, scale: float, line_bytes: int | None) -> None:
+    """Rows of ``q`` from ``first`` on into ``queries`` [inner, queries], times ``scale``; beyond the last row, the last one again."""
+    inner, width = map(int, queries.shape)
+    with T.serial(0, width // v) as block:
+        if line_bytes:
+            for lane in range(v):
+                q.fetch(*head, first + (block + 1) * v + lane, line_bytes=line_bytes, level=3)
+        with T.serial(0, inner // v) as d:
+            at = [tirx.min(first + block * v + lane, q.shape[2] - 1) for lane in range(v)]
+            for i, column in enumerate(_transposed([q.load(*head, row, d * v, lanes=v) for row in at])):
+                T.buffer_store(queries, column * tirx.Broadcast(constant(scale), v), [d * v + i, tirx.Ramp(block * v, 1, v)])
+
+
+def _give_squares(results, y, head, first, v: int) -> None:
+    """``results`` [outer, queries] into rows of ``y`` from ``first`` on, as many as it has."""
+    outer, width = map(int, results.shape)
+    with T.serial(0, width // v) as block, T.serial(0, outer // v) as column:
+        lines = [results[column * v + i, tirx.Ramp(block * v, 1, v)] for i in range(v)]
+        for lane, line in enumerate(_transposed(lines)):
+            at = first + block * v + lane
+            with T.If(at < int(y.shape[1])):
+                with T.Then():
+                    T.buffer_store(y, line, [head[0], at, tirx.Ramp(head[1] * outer + column * v, 1, v)])
 
 
 def _product(rows: int, nv: int, v: int, reduction: int, left, right):

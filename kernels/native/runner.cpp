@@ -23,7 +23,6 @@
 
 namespace {
 
-constexpr size_t kAlignment = 4096;   // hwprune/library.py: a page
 constexpr int64_t kFactsFormat = 2;   // hwprune/library.py: FACTS_FORMAT
 using Run = int32_t (*)(void* const*, void* const*, void*, void*, int32_t);
 using Time = int32_t (*)(void* const*, void* const*, void*, void*, int32_t, int32_t, int32_t, int64_t, int64_t, int64_t, int64_t, int64_t*);
@@ -40,10 +39,9 @@ struct Facts {
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(size_t bytes) : size_(bytes) {
-    const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, rounded)));
+    const size_t rounded = whole_pages(bytes);
+    data_.reset(pages(rounded));
     if (!data_) fail("out of memory: " + std::to_string(rounded) + " bytes");
-    ask_for_large_pages(data_.get(), rounded);
     std::memset(data_.get(), 0, rounded);
   }
   char* data() const { return data_.get(); }

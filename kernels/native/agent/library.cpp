@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr size_t kAlignment = 4096;  // hwprune/library.py: a page
 constexpr int64_t kFactsFormat = 2;  // hwprune/library.py: FACTS_FORMAT
 enum { FORMAT, INPUTS, OUTPUTS, WEIGHTS_BYTES, WORKSPACE_BYTES, STEPS, THREADS, ELEMENTS };
 
@@ -44,10 +43,9 @@ size_t weights_size(const int64_t* facts, int64_t spread_bytes) {
 
 }  // namespace
 
-Buffer::Buffer(size_t bytes) : size_((std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment) {
-  data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, size_)));
+Buffer::Buffer(size_t bytes) : size_(whole_pages(bytes)) {
+  data_.reset(pages(size_));
   if (!data_) fail("out of memory: " + std::to_string(size_) + " bytes");
-  ask_for_large_pages(data_.get(), size_);
   auto* values = reinterpret_cast<float*>(data_.get());
   uint32_t state = 2463534242u;  // xorshift; zeros or subnormal numbers would be multiplied at another speed
   for (size_t i = 0; i < size_ / sizeof(float); ++i) {
